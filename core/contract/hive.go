@@ -1,0 +1,31 @@
+package contract
+
+// HiveBeat is what a hive says of itself every 5 s: the answer of GET /v1/hive, and later a gossip message. It is at most
+// 1,200 bytes, so it carries counts and a digest; who needs more fetches the inventory when the digest changed.
+type HiveBeat struct {
+	ID              string `json:"id"`   // node id
+	Name            string `json:"name"` // agent.name
+	Version         string `json:"version"`
+	BootID          string `json:"boot_id"`
+	Incarnation     int64  `json:"incarnation"`
+	Sequence        uint64 `json:"sequence"`
+	Address         string `json:"address"` // base URL of the hive API
+	InventoryDigest string `json:"inventory_digest"`
+	Devices         int    `json:"devices"`
+	Models          int    `json:"models"`
+	Engines         int    `json:"engines"`
+	MemoryFree      Bytes  `json:"memory_free"`
+	DiskFree        Bytes  `json:"disk_free"`
+}
+
+// MaxHiveBeat bounds a hive's beat.
+const MaxHiveBeat = 1200
+
+// Inventory is the answer of GET /v1/inventory on a hive.
+type Inventory struct {
+	HiveID  string   `json:"hive_id"`
+	Digest  string   `json:"digest"`
+	Devices []Device `json:"devices"`
+	Models  []Model  `json:"models"`
+	Engines []Engine `json:"engines"`
+}

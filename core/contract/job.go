@@ -1,0 +1,183 @@
+package contract
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Operations of POST /v1/jobs. The body is a JSON object with "operation" and the operation's fields.
+const (
+	OpStatus              = "Status"
+	OpWorkerList          = "WorkerList"
+	OpWorkerGet           = "WorkerGet"
+	OpWorkerDelete        = "WorkerDelete"
+	OpWorkerSpawn         = "WorkerSpawn"
+	OpWorkerLogs          = "WorkerLogs"
+	OpWorkerInstall       = "WorkerInstall" // an engine into the worker catalog
+	OpWorkerInstalledList = "WorkerInstalledList"
+	OpWorkerInstalledGet  = "WorkerInstalledGet"
+	OpWorkerRemove        = "WorkerRemove"
+	OpHiveList            = "HiveList"
+	OpHiveGet             = "HiveGet"
+	OpModelList           = "ModelList"
+	OpModelGet            = "ModelGet"
+	OpModelDownload       = "ModelDownload"
+	OpModelDelete         = "ModelDelete"
+	OpDeviceList          = "DeviceList"
+	OpProcessList         = "ProcessList"
+)
+
+// JobAccepted is the answer to POST /v1/jobs (202).
+type JobAccepted struct {
+	JobID     string `json:"job_id"`
+	StreamURL string `json:"stream_url"` // path on the same agent
+}
+
+// JobState is where a job stands. Every state but JobRunning is final.
+type JobState string
+
+// States of a job.
+const (
+	JobRunning   JobState = "running"
+	JobDone      JobState = "done"
+	JobFailed    JobState = "failed"
+	JobCancelled JobState = "cancelled"
+)
+
+// Job describes one run of an operation. Its id starts with the node id of the agent that runs it.
+type Job struct {
+	ID         string          `json:"id"`
+	Operation  string          `json:"operation"`
+	State      JobState        `json:"state"`
+	CreatedAt  time.Time       `json:"created_at"`
+	FinishedAt *time.Time      `json:"finished_at,omitempty"`
+	Result     json.RawMessage `json:"result,omitempty"`
+	Error      *Error          `json:"error,omitempty"`
+}
+
+// SSE event names of GET /v1/jobs/{id}/stream. The SSE id is the sequence number. Exactly one of JobEventDone,
+// JobEventFailed and JobEventCancelled ends a stream.
+const (
+	JobEventNarration = "narration"
+	JobEventDone      = "done"
+	JobEventFailed    = "failed"
+	JobEventCancelled = "cancelled"
+)
+
+// Narration is one line of a job's story.
+type Narration struct {
+	Seq      uint64    `json:"seq"`
+	Time     time.Time `json:"time"`
+	Level    string    `json:"level"`  // "info", "warn", "error"
+	Action   string    `json:"action"` // short and stable: "resolve", "download", "verify", "spawn", "load", …
+	Message  string    `json:"message"`
+	Progress *Progress `json:"progress,omitempty"`
+}
+
+// Progress says how far an action is. Total is 0 while it is not known.
+type Progress struct {
+	Done  uint64 `json:"done"`
+	Total uint64 `json:"total"`
+	Unit  string `json:"unit"` // "bytes", "files", "percent"
+}
+
+// JobDoneEvent is the data of a JobEventDone event.
+type JobDoneEvent struct {
+	Result json.RawMessage `json:"result"`
+}
+
+// JobFailedEvent is the data of a JobEventFailed event.
+type JobFailedEvent struct {
+	Error Error `json:"error"`
+}
+
+// WorkerKind says what a worker runs and where its engine comes from.
+type WorkerKind struct {
+	Name    string `json:"name"`             // of the worker block, "llama"
+	Adapter string `json:"adapter"`          // "native", "echo"
+	Source  string `json:"source,omitempty"` // engine reference; empty for echo
+}
+
+// WorkerSpawn starts a worker. To a queen only Model is needed: it fills in the rest from its configuration. To a hive it is
+// self-contained: a hive needs no worker blocks.
+type WorkerSpawn struct {
+	Operation  string            `json:"operation"`
+	HiveID     string            `json:"hive_id,omitempty"`   // queen only: where; default: the queen decides
+	WorkerID   string            `json:"worker_id,omitempty"` // minted by the queen: <worker>-<8 hex>
+	Model      string            `json:"model"`               // pinned towards a hive
+	Worker     WorkerKind        `json:"worker"`
+	Devices    []string          `json:"devices,omitempty"` // default: cpu0
+	Context    int               `json:"context,omitempty"` // tokens; default: what fits, up to the model's
+	Slots      int               `json:"slots,omitempty"`
+	Threads    int               `json:"threads,omitempty"` // default: free cores
+	Env        map[string]string `json:"env,omitempty"`
+	Args       []string          `json:"args,omitempty"` // extra arguments, after ours
+	SpawnKey   string            `json:"spawn_key,omitempty"`
+	Generation int64             `json:"generation,omitempty"`
+	QueenURLs  []string          `json:"queen_urls,omitempty"`
+	Wait       bool              `json:"wait,omitempty"` // queen only: the job ends when the worker is Ready
+}
+
+// WorkerSpawned is the result of WorkerSpawn.
+type WorkerSpawned struct {
+	Identity
+	Port     int    `json:"port"`
+	Address  string `json:"address"`
+	HiveID   string `json:"hive_id"`
+	Existing bool   `json:"existing"` // the spawn key was already running
+}
+
+// WorkerDelete ends a worker. To a queen only WorkerID is needed; to a hive the whole identity is.
+type WorkerDelete struct {
+	Operation string    `json:"operation"`
+	WorkerID  string    `json:"worker_id"`
+	Identity  *Identity `json:"identity,omitempty"`
+}
+
+// WorkerDeleted is the result of WorkerDelete.
+type WorkerDeleted struct {
+	WorkerID string `json:"worker_id"`
+	Outcome  string `json:"outcome"` // "terminated", "killed", "gone" (no such process any more)
+}
+
+// WorkerRef is the body of WorkerGet and WorkerLogs.
+type WorkerRef struct {
+	Operation string `json:"operation"`
+	WorkerID  string `json:"worker_id"`
+	HiveID    string `json:"hive_id,omitempty"` // WorkerLogs: where, for a worker that is gone
+	Lines     int    `json:"lines,omitempty"`   // WorkerLogs: last lines, default 100, at most 10,000
+}
+
+// WorkerLogLines is the result of WorkerLogs.
+type WorkerLogLines struct {
+	WorkerID string   `json:"worker_id"`
+	Lines    []string `json:"lines"`
+}
+
+// ArtifactRef is the body of ModelGet, ModelDownload, ModelDelete, WorkerInstall, WorkerInstalledGet and WorkerRemove.
+type ArtifactRef struct {
+	Operation string `json:"operation"`
+	Reference string `json:"reference"`
+	HiveID    string `json:"hive_id,omitempty"` // default: every hive for reads and deletes, the local one for fetches
+}
+
+// WorkerExit is the body of POST {queen}/v1/worker-exits, with which a hive reports the end of a child.
+type WorkerExit struct {
+	WorkerID string   `json:"worker_id"`
+	Identity Identity `json:"identity"`
+	ExitCode int      `json:"exit_code"` // -1 when a signal ended it
+	Signal   int      `json:"signal"`
+	OOM      bool     `json:"oom"`
+	LogTail  []string `json:"log_tail"` // at most 20 sanitised lines
+}
+
+// Process is an entry of ProcessList: a worker's process as the operating system shows it.
+type Process struct {
+	Identity
+	HiveID   string `json:"hive_id"`
+	SpawnKey string `json:"spawn_key,omitempty"`
+	Model    string `json:"model"`
+	Device   string `json:"device"`
+	Port     int    `json:"port"`
+	Zombie   bool   `json:"zombie,omitempty"`
+}
