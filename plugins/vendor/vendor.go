@@ -174,3 +174,10 @@ type HTTPResponse struct {
 type Opener interface {
 	Open(ctx context.Context, url string) (io.ReadCloser, int64, error)
 }
+
+// Pinner is a Provisioner that can tell, without I/O, to which canonical reference a reference leads on a platform. The
+// core asks it before it plans, so that an engine that is installed already needs no network.
+type Pinner interface {
+	// Pin returns the Reference and the Platform that Plan would give, or an error when ref cannot be planned there.
+	Pin(ref string, p Platform) (reference, platform string, err error)
+}

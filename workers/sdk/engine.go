@@ -46,7 +46,8 @@ type Request struct {
 	RepeatPenalty float64            // 1 is off
 	Seed          uint64
 	IgnoreEOS     bool // go on past the end of text; for benchmarks
-	// Prefill is called with growing counts while the prompt is computed; nil: nobody wants to know.
+	// Prefill is called with growing counts while the prompt is computed; nil: nobody wants to know. The first call, with a
+	// total above 0, says that the request left the queue: from then on only its own counts and tokens are its progress.
 	Prefill func(done, total int)
 }
 

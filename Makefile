@@ -1,0 +1,72 @@
+# Apiary needs Go and make to build, and npm's configuration to fetch an engine. `make` lists the targets.
+
+SHELL       := /bin/sh
+GO          ?= go
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS     := -s -w -X main.version=$(VERSION)
+GOBUILD     := CGO_ENABLED=0 $(GO) build -trimpath
+TOOL        := $(GO) tool -modfile=.ci/tools/go.mod
+LLAMA       := workers/llama/bundle/apiary-llama
+SOURCES     := $(shell find . -name '*.go' -not -path './.git/*') go.mod go.sum config.hcl $(wildcard vendors/builtin/models/*)
+
+# The race detector needs a C compiler; everything else builds without one.
+ifeq ($(origin CC),default)
+CC          := $(shell command -v gcc || command -v clang || command -v cc)
+endif
+
+# Everything is asked for in one go at the end of a test, so the usual second of waiting at exit only costs time.
+export GORACE := atexit_sleep_ms=0
+export GOTOOLCHAIN := local
+
+.DEFAULT_GOAL := help
+.PHONY: help build run test test-parts fmt vet staticcheck deadcode lint bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: bin/apiary ## build bin/apiary, with the native worker inside it
+
+# Dynamically linked although cgo is off: the engine's libraries are loaded at run time, which needs libc and libffi.
+$(LLAMA): $(SOURCES)
+	@$(GOBUILD) -ldflags '$(LDFLAGS)' -o $@ ./workers/llama/cmd/apiary-llama
+
+bin/apiary: $(LLAMA) $(SOURCES)
+	@start=$$(date +%s); $(GOBUILD) -tags embedllama -ldflags '$(LDFLAGS)' -o $@ . && \
+		echo "built bin/apiary $(VERSION) in $$(( $$(date +%s) - start )) s" >&2
+
+run: build ## build, start an agent in the background when none runs, and tell a story
+	@bin/apiary run
+
+test: test-parts lint ## run everything: format, vet, staticcheck, dead code, layers, tests, end-to-end scripts
+	@unformatted=$$(gofmt -l $$(find . -name '*.go' -not -path './.git/*')); \
+		if [ -n "$$unformatted" ]; then echo "gofmt would change: $$unformatted"; exit 1; fi
+ifeq ($(CC),)
+	@echo "no C compiler found: the tests run without the race detector"
+	CGO_ENABLED=0 $(GO) test -timeout 15m ./...
+else
+	CGO_ENABLED=1 $(GO) test -race -timeout 15m ./...
+endif
+
+test-parts: ## fetch the real engine and model that tests use, once, into the cache folder
+	@.ci/test-parts
+
+fmt: ## format the sources
+	gofmt -w $$(find . -name '*.go' -not -path './.git/*')
+
+vet: ## run go vet, also for macOS, which must compile
+	$(GO) vet ./...
+	GOOS=darwin GOARCH=arm64 $(GO) vet ./...
+
+staticcheck: ## run staticcheck
+	$(TOOL) staticcheck ./...
+
+deadcode: ## list functions that neither executable reaches
+	@out=$$($(TOOL) deadcode -tags embedllama . ./workers/llama/cmd/apiary-llama); if [ -n "$$out" ]; then echo "$$out"; exit 1; fi
+
+lint: vet staticcheck deadcode ## vet, staticcheck and deadcode
+
+bench: build ## measure the relay and the worker against their peers
+	@.ci/bench
+
+clean: ## remove what was built
+	rm -rf bin $(LLAMA)

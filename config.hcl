@@ -1,0 +1,263 @@
+# Apiary's configuration, complete: every option stands here with its default, so an empty file means the same.
+#
+# Looked for at: --config, APIARY_CONFIG, APIARY_HOME/config.hcl, /etc/apiary/config.hcl; else this text, which is built in.
+# `apiary config validate` checks a file, `apiary config show` prints what is in effect, with secrets as ***.
+#
+# Functions: env("NAME") is the value of an environment variable, null where it is not set; null leaves an option at its default.
+#            file("PATH") is the text of a file without its last line break; a relative path begins at this file's folder.
+# Times are texts with a unit: "250ms", "30s", "2m", "24h". Amounts are texts with a unit: "64KiB", "10MiB", "2GiB".
+
+agent {
+  # Name of this machine in lists. Text, 1 to 64 of letters, digits, ".", "_", "-". Default: "", the host's name.
+  name = ""
+
+  # What this process is: "queen" answers clients and decides, "hive" fetches and starts workers. List. Default: both.
+  roles = ["queen", "hive"]
+
+  # Folder for models, engines, keys and logs. Path. Default: "", the platform's data folder. APIARY_HOME beats it.
+  data_dir = ""
+
+  # How other machines reach this one, for example "10.0.0.5". Host or address without a port. Default: "", as it listens.
+  advertise = ""
+
+  log {
+    # Least severity that is written. One of "debug", "info", "warn", "error". Default: "info".
+    level = "info"
+
+    # Form of the lines. One of "auto", "text", "json"; "auto" is text on a terminal and json elsewhere. Default: "auto".
+    format = "auto"
+  }
+}
+
+queen {
+  # Where clients and workers reach the queen. Host and port. Default: "127.0.0.1:7833". Off loopback it is refused unless the
+  # agent is started with --insecure-i-know. APIARY_ADDR beats it for an agent that a command starts.
+  listen = "127.0.0.1:7833"
+
+  # Hives that this queen knows. List of URLs. Default: the hive of this machine.
+  hives = ["http://127.0.0.1:7835"]
+
+  heartbeat {
+    # Between two beats of a worker and two polls of a hive, ± 10 %. Time, 100ms to 1m. Default: "5s".
+    interval = "5s"
+  }
+
+  # How old the last sign of life may be, on the queen's own monotonic clock. Each age must be more than the one before.
+  detection {
+    # Not worse yet, but preferred less. Time. Default: "7.5s".
+    stale = "7.5s"
+
+    # Used only where nothing better is left. Time. Default: "12.5s".
+    suspect = "12.5s"
+
+    # Not used any more. Time. Default: "17.5s".
+    down = "17.5s"
+
+    # Replaced. Time. Default: "1m".
+    lost = "1m"
+
+    # Out of the lists. Time. Default: "24h".
+    forget = "24h"
+
+    # A queen that was itself stopped for longer than this does not count that time against anybody. Time. Default: "2s".
+    self_pause = "2s"
+
+    # After the start of a queen nothing becomes down for this long. Time. Default: "17.5s".
+    startup_grace = "17.5s"
+
+    # A queen answers /readyz with 200 after this long at the latest, also when not all its hives reported. Time. Default: "6s".
+    ready_after = "6s"
+  }
+
+  # A request is sent again, to another worker first, only where it cannot have been executed.
+  retry {
+    # More attempts after the first. Number, 1 to 10. Default: 2.
+    attempts = 2
+
+    # Share of the active requests that may be repetitions. Fraction above 0, up to 1. Default: 0.2.
+    budget = 0.2
+
+    # Repetitions at once that are always allowed. Number. Default: 3.
+    budget_min = 3
+
+    # A request that was being worked on when two workers died is refused for this long. Time. Default: "10m".
+    poison = "10m"
+  }
+
+  # Waits that end a request. All begin anew whenever the worker reports progress.
+  timeouts {
+    # For the first token, beside 1 s for each 1,000 tokens of the prompt. Time. Default: "2m".
+    first_token = "2m"
+
+    # From token to token. Time. Default: "1m".
+    stall = "1m"
+
+    # For a client that does not read. Time. Default: "30s".
+    write = "30s"
+  }
+
+  # Workers that fail are left out for a while, but never the last one of a model.
+  outlier {
+    # Failures in a row that put a worker out; a refused connection does so at once. Number. Default: 5.
+    failures = 5
+
+    # Out for this long, times the number of times in a row. Time. Default: "30s".
+    ejection = "30s"
+
+    # Out for no longer than this. Time. Default: "5m".
+    max_ejection = "5m"
+
+    # Time in which a worker that comes back gets less work. Time. Default: "30s".
+    slow_start = "30s"
+  }
+
+  limits {
+    # Size of a request's body. Amount, 1KiB to 1GiB. Default: "10MiB".
+    body = "10MiB"
+
+    # Requests that wait for one model; more are refused with 429. Number. Default: 64.
+    queue_per_model = 64
+
+    # How long a request waits for a free worker. Time. Default: "30s".
+    queue_wait = "30s"
+
+    # How long it waits while the model is being loaded. Time. Default: "2m".
+    load_wait = "2m"
+
+    # Connections that are open at once. Number, 16 to 1,000,000. Default: 8192.
+    connections = 8192
+  }
+}
+
+hive {
+  # Where queens reach the hive. Host and port. Default: "127.0.0.1:7835". Off loopback as for queen.listen.
+  listen = "127.0.0.1:7835"
+
+  # Ports from which workers get theirs. First and last, 1024 to 65535. Default: "7855-7999".
+  worker_ports = "7855-7999"
+
+  # How long a worker that ends may finish its requests. Time. Default: "2m".
+  drain = "2m"
+
+  # A worker without requests and without a word from a queen for this long ends itself. Time; "0s" means never. Default: "10m".
+  orphan_ttl = "10m"
+
+  # How long a worker may take to become ready. Every progress that it reports begins the wait anew.
+  spawn {
+    # For any model. Time, 1s to 24h. Default: "1m".
+    ready = "1m"
+
+    # Added for each GiB of the model. Time. Default: "20s".
+    ready_per_gib = "20s"
+
+    # However much progress there is. Time. Default: "6h".
+    ready_max = "6h"
+  }
+
+  # Workers that end by themselves are started again, more and more slowly.
+  restart {
+    # Waits before the first, second, … start; the last one repeats. List of times, ± 20 %. Default: as here.
+    backoff = ["0s", "10s", "20s", "40s", "1m20s", "2m40s", "5m"]
+
+    # Healthy for this long: the waits begin anew. Time. Default: "10m".
+    reset = "10m"
+
+    # This many ends within the window are a crash loop. Number. Default: 5.
+    crashes = 5
+
+    # The window in which they are counted. Time. Default: "10m".
+    window = "10m"
+
+    # After a crash loop nothing is started by itself for this long. Time. Default: "15m".
+    hold = "15m"
+
+    # Starts after a worker ran out of memory, before the model counts as too large. Number. Default: 2.
+    oom = 2
+  }
+
+  # How a worker is ended.
+  kill {
+    # From SIGTERM to SIGKILL. Time. Default: "10s".
+    term = "10s"
+
+    # From SIGKILL until the worker counts as impossible to end, and its device is left alone. Time. Default: "5s".
+    kill = "5s"
+  }
+
+  # What stays free.
+  reserve {
+    # Memory that a model must leave. Amount. Default: "1GiB".
+    memory = "1GiB"
+
+    # Disk that a download must leave. Amount. Default: "2GiB".
+    disk = "2GiB"
+  }
+}
+
+# Where models come from: builtin:NAME is inside this program, file:PATH is a GGUF file or a folder of them.
+vendor "builtin" {
+  # Whether its references may be used. true or false. Default: true.
+  enabled = true
+}
+
+vendor "local" {
+  # Whether its references may be used. true or false. Default: true.
+  enabled = true
+}
+
+# Where engines come from: npm:PACKAGE@VERSION is fetched, path:FOLDER is used where it is.
+provisioner "npm" {
+  # The registry. URL. Default: "", the one that npm itself is configured with.
+  registry = ""
+}
+
+# Kinds of worker: what runs, and where its engine comes from. The first one that is no echo serves models by default. These two exist
+# without a block; a block of the same name changes them, another name adds one.
+worker "llama" {
+  # What drives the engine. One of "native" (llama.cpp inside the worker), "echo" (no model, for tests). Default: "native".
+  adapter = "native"
+
+  # The engine; {platform} is filled in from the machine and its devices. Reference. Default: as here.
+  source = "npm:@node-llama-cpp/{platform}@3.21.1"
+
+  # Devices to run on, as `apiary device list` names them. List. Default: none, the hive decides.
+  devices = []
+
+  # Context length. Tokens; 0: what fits, up to the model's. Default: 0.
+  context = 0
+
+  # Requests that a worker serves at once. Number; 0: the worker decides. Default: 0.
+  slots = 0
+
+  # Processor threads. Number; 0: the free cores. Default: 0.
+  threads = 0
+
+  # More environment variables for the worker. Object of texts. Default: none.
+  env = {}
+
+  # More arguments for the worker, after Apiary's own. List of texts. Default: none.
+  args = []
+}
+
+worker "echo" {
+  # As above. Default: "echo".
+  adapter = "echo"
+}
+
+# Examples of blocks that do not exist by default:
+#
+# model "smol" {
+#   # What the name stands for. Reference: builtin:NAME or file:PATH; a relative path begins at this file's folder. Required.
+#   source = "file:/models/SmolLM2-135M-Instruct-Q8_0.gguf"
+#
+#   # Other names, for clients that insist on one. List of texts. Default: none.
+#   aliases = ["gpt-4o-mini"]
+# }
+#
+# credential "npm" {
+#   # The secret. Text, not empty; an unset variable leaves the credential out. Required. `apiary credential set` is the other way.
+#   value = env("NPM_TOKEN")
+#
+#   # Where it may be sent to, and nowhere else. List of hosts, "HOST" or "HOST:PORT". Required.
+#   hosts = ["npm.example.org"]
+# }

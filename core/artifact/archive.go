@@ -1,0 +1,255 @@
+package artifact
+
+import (
+	"archive/tar"
+	"archive/zip"
+	"bufio"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/plugins/vendor"
+)
+
+// Bounds of every archive, whatever its step allows.
+const (
+	maxArchiveEntries = 10_000
+	maxArchiveRatio   = 20      // unpacked to packed; shared libraries reach 4
+	ratioSlack        = 1 << 20 // small archives of text may pack better
+	headerAllowance   = 2048    // per entry of a tarball: its header, the names of long files and the padding
+)
+
+func badArchive(format string, args ...any) error {
+	return fault.New(fault.Invalid, "bad_archive", "The archive of the engine was refused and nothing of it was installed: "+format+".", args...)
+}
+
+// extractor unpacks one archive below a folder. Only regular files and folders come out, with mode 0644 or 0755.
+type extractor struct {
+	ctx   context.Context // of the one call for which an extractor lives
+	root  *os.Root
+	step  *vendor.ExtractStep
+	limit int64 // unpacked bytes
+	max   int   // entries
+
+	entries  int
+	unpacked int64
+	report   func(n int64)
+}
+
+// extract unpacks the archive file, of size bytes, into dir, which exists.
+func extract(ctx context.Context, file string, size int64, dir string, step *vendor.ExtractStep, report func(n int64)) error {
+	if step.Prefix != "" {
+		if err := validPath(strings.TrimSuffix(step.Prefix, "/")); err != nil || !strings.HasSuffix(step.Prefix, "/") {
+			return badArchive("its plan wants the folder %q", step.Prefix)
+		}
+	}
+	if step.Into != "." {
+		if err := validPath(step.Into); err != nil {
+			return badArchive("its plan unpacks into %q", step.Into)
+		}
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	x := &extractor{ctx: ctx, root: root, step: step, limit: size*maxArchiveRatio + ratioSlack, max: maxArchiveEntries, report: report}
+	if step.MaxBytes > 0 {
+		x.limit = min(x.limit, step.MaxBytes)
+	}
+	if step.MaxEntries > 0 {
+		x.max = min(x.max, step.MaxEntries)
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var magic [4]byte
+	if _, err := io.ReadFull(f, magic[:]); err != nil {
+		return badArchive("it is too short")
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	switch {
+	case magic[0] == 0x1f && magic[1] == 0x8b:
+		return x.tarball(f)
+	case string(magic[:]) == "PK\x03\x04":
+		return x.zip(f, size)
+	}
+	return badArchive("it is neither a .tar.gz nor a .zip file")
+}
+
+func (x *extractor) tarball(f io.Reader) error {
+	gz, err := gzip.NewReader(bufio.NewReaderSize(f, 256<<10))
+	if err != nil {
+		return badArchive("it is damaged (%v)", err)
+	}
+	// Headers count too: a stream of nothing else would never come out of Next.
+	tr := tar.NewReader(&boundedReader{ctx: x.ctx, r: gz, left: x.limit + int64(x.max)*headerAllowance})
+	for {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if x.ctx.Err() != nil {
+			return x.ctx.Err()
+		}
+		if err != nil {
+			return badArchive("it is damaged (%v)", err)
+		}
+		for k := range h.PAXRecords {
+			if strings.HasPrefix(k, "GNU.sparse.") {
+				return badArchive("%q is a sparse file", h.Name)
+			}
+		}
+		switch h.Typeflag {
+		case tar.TypeXGlobalHeader:
+			if err := x.count("a header", 0); err != nil {
+				return err
+			}
+			continue
+		case tar.TypeReg, tar.TypeDir:
+		default:
+			return badArchive("%q is neither a file nor a folder but of type %q", h.Name, h.Typeflag)
+		}
+		if err := x.entry(h.Name, h.Size, h.Typeflag == tar.TypeDir, h.FileInfo().Mode(), tr); err != nil {
+			return err
+		}
+	}
+}
+
+// boundedReader fails after left bytes, and when ctx ends.
+type boundedReader struct {
+	ctx  context.Context
+	r    io.Reader
+	left int64
+}
+
+func (b *boundedReader) Read(p []byte) (int, error) {
+	if err := b.ctx.Err(); err != nil {
+		return 0, err
+	}
+	if b.left <= 0 {
+		return 0, errors.New("it unpacks to more than is allowed")
+	}
+	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	return n, err
+}
+
+func (x *extractor) zip(f *os.File, size int64) error {
+	// The number of entries stands at the end of the file; it is looked at before the directory is read into memory.
+	if n, err := zipEntries(f, size); err != nil || n > x.max {
+		return badArchive("it announces %d entries, %d are allowed", n, x.max)
+	}
+	zr, err := zip.NewReader(f, size)
+	if err != nil {
+		return badArchive("it is damaged (%v)", err)
+	}
+	for _, e := range zr.File {
+		mode := e.Mode()
+		if !mode.IsRegular() && !mode.IsDir() {
+			return badArchive("%q is neither a file nor a folder", e.Name)
+		}
+		if e.UncompressedSize64 > 1<<62 {
+			return badArchive("%q has an impossible size", e.Name)
+		}
+		r, err := e.Open()
+		if err != nil {
+			return badArchive("it is damaged (%v)", err)
+		}
+		err = x.entry(e.Name, int64(e.UncompressedSize64), mode.IsDir(), mode, r)
+		if err = errors.Join(err, r.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// zipEntries reads the number of entries from the end-of-directory record. More than 65,534 need another record and are
+// more than is allowed anyway.
+func zipEntries(f io.ReaderAt, size int64) (int, error) {
+	tail := make([]byte, min(size, 22+65535))
+	if _, err := f.ReadAt(tail, size-int64(len(tail))); err != nil && err != io.EOF {
+		return 0, err
+	}
+	i := strings.LastIndex(string(tail), "PK\x05\x06")
+	if i < 0 || len(tail)-i < 22 {
+		return 0, errors.New("no directory")
+	}
+	return int(tail[i+10]) | int(tail[i+11])<<8, nil
+}
+
+// count adds an entry of size bytes to the totals, before anything of it is written.
+func (x *extractor) count(name string, size int64) error {
+	if x.entries++; x.entries > x.max {
+		return badArchive("it has more than %d entries", x.max)
+	}
+	if size < 0 || size > x.limit-x.unpacked {
+		return badArchive("it unpacks to more than %s, at %q", contract.Bytes(x.limit), name)
+	}
+	x.unpacked += size
+	return x.ctx.Err()
+}
+
+func (x *extractor) entry(name string, size int64, dir bool, mode fs.FileMode, r io.Reader) error {
+	if err := x.count(name, size); err != nil {
+		return err
+	}
+	clean := strings.TrimPrefix(strings.TrimSuffix(name, "/"), "./")
+	if clean == "" || clean == "." {
+		return nil
+	}
+	if err := validPath(clean); err != nil {
+		return badArchive("%w", err)
+	}
+	rel, inside := strings.CutPrefix(clean, x.step.Prefix)
+	if !inside || dir {
+		return nil // the folders of files are made with them
+	}
+	to := path.Join(x.step.Into, rel)
+	if strings.HasPrefix(path.Base(to), tmpPrefix) {
+		return badArchive("%q has a name that Apiary uses itself", name)
+	}
+	if err := x.root.MkdirAll(path.Dir(to), 0o755); err != nil {
+		return noSpace(err)
+	}
+	perm := fs.FileMode(0o644)
+	if mode.Perm()&0o111 != 0 {
+		perm = 0o755
+	}
+	f, err := x.root.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+	if errors.Is(err, fs.ErrExist) {
+		return badArchive("%q comes twice", name)
+	}
+	if err != nil {
+		return fmt.Errorf("unpack %s: %w", rel, err)
+	}
+	before := x.unpacked - size
+	n, err := copyContext(x.ctx, f, io.LimitReader(r, size+1), func(n int64) { x.report(before + n) })
+	if err != nil {
+		_ = f.Close()
+		if _, ours := errors.AsType[*writeError](err); ours || x.ctx.Err() != nil {
+			return err
+		}
+		return badArchive("it is damaged (%v)", err)
+	}
+	if n != size {
+		_ = f.Close()
+		return badArchive("%q has %d bytes and announces %d", name, n, size)
+	}
+	if err := f.Chmod(perm); err != nil { // whatever the umask
+		return errors.Join(err, f.Close())
+	}
+	return f.Close()
+}

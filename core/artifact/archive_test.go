@@ -1,0 +1,258 @@
+package artifact
+
+import (
+	"archive/tar"
+	"archive/zip"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/plugins/vendor"
+)
+
+type entry struct {
+	name string
+	body string
+	mode int64
+	typ  byte
+	link string
+	pax  map[string]string
+}
+
+// tgz makes a .tar.gz of entries.
+func tgz(t testing.TB, entries ...entry) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	gz := gzip.NewWriter(&b)
+	tw := tar.NewWriter(gz)
+	for _, e := range entries {
+		h := &tar.Header{Name: e.name, Mode: e.mode, Size: int64(len(e.body)), Typeflag: e.typ, Linkname: e.link, PAXRecords: e.pax, Devmajor: 1, Devminor: 3}
+		if h.Typeflag == 0 {
+			h.Typeflag = tar.TypeReg
+		}
+		if h.Mode == 0 {
+			h.Mode = 0o644
+		}
+		if err := tw.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tw.Write([]byte(e.body)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := gz.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// unpack extracts an archive into a new folder.
+func unpack(t testing.TB, archive []byte, step vendor.ExtractStep) (string, error) {
+	t.Helper()
+	file := write(t, filepath.Join(t.TempDir(), "a"), archive)
+	dir := filepath.Join(t.TempDir(), "out")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	step.Into = "."
+	return dir, extract(t.Context(), file, int64(len(archive)), dir, &step, func(int64) {})
+}
+
+func TestExtract(t *testing.T) {
+	a := tgz(t,
+		entry{name: "package/", typ: tar.TypeDir, mode: 0o755},
+		entry{name: "package/README.md", body: "outside"},
+		entry{name: "package/bins/x/lib.so", body: "ELF", mode: 0o4755},
+		entry{name: "package/bins/x/sub/b.txt", body: "bee", mode: 0o666},
+		entry{name: "package/bins/xy/no", body: "a neighbour"},
+	)
+	dir, err := unpack(t, a, vendor.ExtractStep{Prefix: "package/bins/x/"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if !d.IsDir() {
+			st, _ := d.Info()
+			b, _ := os.ReadFile(p)
+			rel, _ := filepath.Rel(dir, p)
+			got = append(got, fmt.Sprintf("%s %v %s", rel, st.Mode(), b))
+		}
+		return err
+	})
+	if want := "lib.so -rwxr-xr-x ELF,sub/b.txt -rw-r--r-- bee"; strings.Join(got, ",") != want {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// T58: bombs and traps are refused by type or limit, quickly, and leave next to nothing on the disk.
+func TestExtractRefuses(t *testing.T) {
+	many := make([]entry, maxArchiveEntries+1)
+	for i := range many {
+		many[i] = entry{name: fmt.Sprintf("f%d", i), typ: tar.TypeDir, mode: 0o755}
+	}
+	zeros := strings.Repeat("\x00", 8<<20)
+	valid := tgz(t, entry{name: "a", body: strings.Repeat("abc", 1000)})
+	for name, c := range map[string]struct {
+		archive []byte
+		step    vendor.ExtractStep
+		part    string
+	}{
+		"gzip 1000:1":       {archive: tgz(t, entry{name: "a", body: zeros}), part: "unpacks to more than"},
+		"gzip of headers":   {archive: headerBomb(t), part: "more than"},
+		"over the declared": {archive: valid, step: vendor.ExtractStep{MaxBytes: 2999}, part: "unpacks to more than"},
+		"outside counts":    {archive: tgz(t, entry{name: "a", body: zeros}), step: vendor.ExtractStep{Prefix: "b/"}, part: "unpacks to more than"},
+		"many entries":      {archive: tgz(t, many...), part: "more than 10000 entries"},
+		"step's entries":    {archive: tgz(t, many[:4]...), step: vendor.ExtractStep{MaxEntries: 3}, part: "more than 3 entries"},
+		"up":                {archive: tgz(t, entry{name: "../a", body: "x"}), part: "not a relative path"},
+		"up inside":         {archive: tgz(t, entry{name: "p/../../a", body: "x"}), part: "not a relative path"},
+		"absolute":          {archive: tgz(t, entry{name: "/tmp/a", body: "x"}), part: "not a relative path"},
+		"backslash":         {archive: tgz(t, entry{name: `..\a`, body: "x"}), part: "not allowed"},
+		"control":           {archive: tgz(t, entry{name: "a\x1b[2J", body: "x"}), part: "not allowed"},
+		"symlink":           {archive: tgz(t, entry{name: "a", typ: tar.TypeSymlink, link: "/etc/passwd"}), part: "neither a file nor a folder"},
+		"hard link":         {archive: tgz(t, entry{name: "a", body: "x"}, entry{name: "b", typ: tar.TypeLink, link: "a"}), part: "neither a file nor a folder"},
+		"device":            {archive: tgz(t, entry{name: "a", typ: tar.TypeChar}), part: "neither a file nor a folder"},
+		"fifo":              {archive: tgz(t, entry{name: "a", typ: tar.TypeFifo}), part: "neither a file nor a folder"},
+		"sparse 1 PB":       {archive: sparseBomb(t), part: "sparse"},
+		"twice":             {archive: tgz(t, entry{name: "a", body: "x"}, entry{name: "a", body: "y"}), part: "comes twice"},
+		"file as folder":    {archive: tgz(t, entry{name: "a", body: "x"}, entry{name: "a/b", body: "y"}), part: ""},
+		"cut off":           {archive: valid[:len(valid)-20], part: "damaged"},
+		"empty":             {archive: nil, part: "too short"},
+		"neither":           {archive: []byte("#!/bin/sh\nrm"), part: "neither"},
+		"zip bomb":          {archive: zipOf(t, 1, "a%d", zeros), part: "unpacks to more than"},
+		"zip many entries":  {archive: zipOf(t, 20_000, "f%d", ""), part: "entries"},
+		"zip up":            {archive: zipOf(t, 1, "../a%d", "x"), part: "not a relative path"},
+		"zip damaged":       {archive: zipOf(t, 1, "a%d", "x")[:30], part: "entries"},
+		"our name":          {archive: tgz(t, entry{name: tmpPrefix + "x", body: "x"}), part: "uses itself"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			begin := time.Now()
+			dir, err := unpack(t, c.archive, c.step)
+			if err == nil || c.part != "" && (fault.KindOf(err) != fault.Invalid || !strings.Contains(err.Error(), c.part)) {
+				t.Fatalf("got %v, want %q", err, c.part)
+			}
+			if d := time.Since(begin); d > 5*time.Second { // 1 s without the race detector and neighbours
+				t.Errorf("took %v", d)
+			}
+			var onDisk int64
+			_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, _ error) error {
+				if st, err := d.Info(); err == nil && st.Mode().IsRegular() {
+					onDisk += st.Size()
+				}
+				return nil
+			})
+			if onDisk > 1<<20 {
+				t.Errorf("%d bytes on the disk", onDisk)
+			}
+			if _, err := os.Lstat(filepath.Join(dir, "..", "a")); err == nil {
+				t.Error("a file outside the folder")
+			}
+		})
+	}
+}
+
+func TestExtractZip(t *testing.T) {
+	dir, err := unpack(t, zipOf(t, 3, "p/f%d", "body"), vendor.ExtractStep{Prefix: "p/"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(dir, "f2")); err != nil || string(got) != "body" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+func TestExtractCancelled(t *testing.T) {
+	file := write(t, filepath.Join(t.TempDir(), "a"), tgz(t, entry{name: "a", body: "x"}))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := extract(ctx, file, 1<<20, t.TempDir(), &vendor.ExtractStep{Into: "."}, func(int64) {}); fault.KindOf(err) != fault.Interrupted {
+		t.Errorf("got %v", err)
+	}
+}
+
+func zipOf(t testing.TB, n int, name, body string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	zw := zip.NewWriter(&b)
+	for i := range n {
+		w, err := zw.Create(fmt.Sprintf(name, i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte(body)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := zw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// headerBomb is a stream of extended headers with no file after them, which archive/tar reads on and on.
+func headerBomb(t testing.TB) []byte {
+	t.Helper()
+	var raw bytes.Buffer
+	tw := tar.NewWriter(&raw)
+	if err := tw.WriteHeader(&tar.Header{Name: "a", Typeflag: tar.TypeReg, Mode: 0o644, PAXRecords: map[string]string{"APIARY.x": strings.Repeat("x", 500<<10)}}); err != nil {
+		t.Fatal(err)
+	}
+	head := raw.Bytes()[:raw.Len()-512] // without the header of the file
+	var b bytes.Buffer
+	gz := gzip.NewWriter(&b)
+	for range 50 {
+		_, _ = gz.Write(head)
+	}
+	_ = gz.Close()
+	return b.Bytes()
+}
+
+// sparseBomb is a file of 1 PB that takes no space in the archive, in the format of GNU tar 1.0.
+func sparseBomb(t testing.TB) []byte {
+	t.Helper()
+	var raw bytes.Buffer
+	rec := func(k, v string) string { // length, space, key=value, newline
+		n := len(k) + len(v) + 3
+		for n != len(fmt.Sprint(n))+len(k)+len(v)+3 {
+			n = len(fmt.Sprint(n)) + len(k) + len(v) + 3
+		}
+		return fmt.Sprintf("%d %s=%s\n", n, k, v)
+	}
+	pax := rec("GNU.sparse.major", "1") + rec("GNU.sparse.minor", "0") + rec("GNU.sparse.name", "a") + rec("GNU.sparse.realsize", "1125899906842624")
+	block := func(name string, typ byte, body string) {
+		h := make([]byte, 512)
+		copy(h, name)
+		copy(h[100:], "0000644\x000000000\x000000000\x00")
+		copy(h[124:], fmt.Sprintf("%011o\x00%011o\x00", len(body), 0))
+		copy(h[148:], "        ")
+		h[156] = typ
+		copy(h[257:], "ustar\x0000")
+		sum := 0
+		for _, c := range h {
+			sum += int(c)
+		}
+		copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
+		raw.Write(h)
+		raw.WriteString(body)
+		raw.Write(make([]byte, (512-len(body)%512)%512))
+	}
+	block("x", 'x', pax)
+	block("a", '0', "1\n1125899906842624\n0\n"+strings.Repeat("\x00", 491))
+	raw.Write(make([]byte, 1024))
+	var b bytes.Buffer
+	gz := gzip.NewWriter(&b)
+	_, _ = gz.Write(raw.Bytes())
+	_ = gz.Close()
+	return b.Bytes()
+}

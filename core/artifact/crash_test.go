@@ -1,0 +1,228 @@
+package artifact
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/plugins/vendor"
+	"github.com/apiary-dev/apiary/vendors/builtin"
+	"github.com/apiary-dev/apiary/vendors/local"
+	"github.com/apiary-dev/apiary/workers/provision/npm"
+)
+
+// The variables that make this test's executable the process that is killed.
+const (
+	crashHome = "APIARY_TEST_CRASH_HOME"
+	crashURL  = "APIARY_TEST_CRASH_REGISTRY"
+	crashAt   = "APIARY_TEST_CRASH_AT"
+)
+
+func TestMain(m *testing.M) {
+	if home := os.Getenv(crashHome); home != "" {
+		os.Exit(crashChild(home))
+	}
+	os.Exit(m.Run())
+}
+
+// scenario uses everything that changes the disk. It can be run again after it was killed anywhere.
+func scenario(ctx context.Context, s *Store, home string) error {
+	if _, err := s.PullModel(ctx, story, nil); err != nil {
+		return fmt.Errorf("pull builtin: %w", err)
+	}
+	if _, err := s.InstallEngine(ctx, enginePackage, nil, nil); err != nil {
+		return fmt.Errorf("install: %w", err)
+	}
+	mine := filepath.Join(home, "mine.gguf")
+	for fill := range byte(2) { // the second time it has changed
+		if err := os.WriteFile(mine, ggufFile(fill+1, 0, 1, 100+int(fill)), 0o600); err != nil {
+			return err
+		}
+		if _, err := s.PullModel(ctx, "file:"+mine, nil); err != nil {
+			return fmt.Errorf("pull in place: %w", err)
+		}
+	}
+	if err := s.RemoveModel(story); err != nil {
+		return fmt.Errorf("remove model: %w", err)
+	}
+	if err := s.RemoveEngine(enginePackage); err != nil {
+		return fmt.Errorf("remove engine: %w", err)
+	}
+	return nil
+}
+
+// crashChild runs the scenario and kills itself at the step with the number in crashAt. It prints the steps.
+func crashChild(home string) int {
+	s, err := Open(crashOptions(home, os.Getenv(crashURL)))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	fatal, _ := strconv.ParseInt(os.Getenv(crashAt), 10, 64)
+	var steps atomic.Int64
+	s.at = func(point string) {
+		n := steps.Add(1)
+		fmt.Println(point)
+		if n == fatal {
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+	}
+	if err := scenario(context.Background(), s, home); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// TestKillAnywhere kills a process at every step of a scenario. Whatever is in the catalogs afterwards is whole, nothing that
+// is not whole is visible, and running the scenario again ends well and leaves nothing behind.
+func TestKillAnywhere(t *testing.T) {
+	onLinux(t)
+	r := newRegistry(t, "linux-x64")
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := func(home string, at int) (string, error) {
+		cmd := exec.Command(exe)
+		cmd.Env = append(os.Environ(), crashHome+"="+home, crashURL+"="+r.URL, crashAt+"="+strconv.Itoa(at))
+		var out, errs bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &errs
+		err := cmd.Run()
+		if s := errs.String(); s != "" && err != nil {
+			err = fmt.Errorf("%w: %s", err, s)
+		}
+		return out.String(), err
+	}
+	steps, err := run(t.TempDir(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	points := strings.Split(strings.TrimSpace(steps), "\n")
+	for _, p := range []string{"part grows", "part complete", "blob verified", "blob renamed", "json written", "json synced", "json renamed",
+		"engine grows", "engine unpacked", "engine tested", "engine renamed", "engine dropped", "old entry dropped", "model dropped", "blob removed"} {
+		if !strings.Contains(steps, p) {
+			t.Errorf("the scenario does not come to the step %q", p)
+		}
+	}
+	seen := map[string]int{}
+	for i, p := range points {
+		if seen[p]++; seen[p] > 6 {
+			continue // the same step of the same loop
+		}
+		t.Run(fmt.Sprintf("%d %s", i+1, p), func(t *testing.T) {
+			t.Parallel()
+			home := t.TempDir()
+			_, err := run(home, i+1)
+			if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+				t.Fatalf("the process was not killed: %v", err)
+			}
+			s, err := Open(crashOptions(home, r.URL))
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkWhole(t, s)
+			// What was removed may have to be removed again, so a second run does everything.
+			if err := scenario(t.Context(), s, home); err != nil {
+				t.Fatalf("run again: %v", err)
+			}
+			checkWhole(t, s)
+			ms, _ := s.Models()
+			es, _ := s.Engines()
+			if len(ms) != 1 || len(es) != 0 || !strings.HasPrefix(ms[0].ID, "file:") {
+				t.Errorf("in the catalogs: %v %v", ms, es)
+			}
+			for _, dir := range []string{"blobs", "engines", "quarantine"} {
+				if left := files(t, s, dir); len(left) > 0 {
+					t.Errorf("left: %v", left)
+				}
+			}
+		})
+	}
+}
+
+// crashOptions are those of the parent and of the child.
+func crashOptions(home, url string) Options {
+	b := builtin.New()
+	return Options{
+		Home: home, Vendors: []vendor.Vendor{b, local.New()}, Openers: map[string]vendor.Opener{builtin.Scheme: b},
+		Provisioners: []vendor.Provisioner{npm.New(npm.Options{Registry: url, Host: NewHost(HostOptions{})})},
+	}
+}
+
+// checkWhole opens everything that the catalogs list.
+func checkWhole(t *testing.T, s *Store) {
+	t.Helper()
+	ms, err := s.Models()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range ms {
+		p, err := s.ModelPath(t.Context(), m)
+		if err != nil {
+			if m.Files[0].InPlace != nil { // the scenario changes the file before it pulls it again
+				continue
+			}
+			t.Errorf("listed, and not usable: %v", err)
+			continue
+		}
+		if b, err := os.ReadFile(p); err != nil || sum256(b) != m.Files[0].SHA256 {
+			t.Errorf("%s has other bytes than its entry says (%v)", m.ID, err)
+		}
+	}
+	es, err := s.Engines()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range es {
+		for _, f := range []string{"libllama.so", "libggml.so", "libggml-base.so"} {
+			if b, err := os.ReadFile(filepath.Join(s.EngineDir(e), f)); err != nil || len(b) == 0 {
+				t.Errorf("%s lacks %s: %v", e.ID, f, err)
+			}
+		}
+	}
+	// What lies in the place of blobs has the digest that its name says.
+	_ = filepath.WalkDir(s.path("blobs"), func(p string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			if b, err := os.ReadFile(p); err != nil || sum256(b) != filepath.Base(p) {
+				t.Errorf("a blob with other bytes: %s", p)
+			}
+		}
+		return err
+	})
+}
+
+// An installation that is cancelled in its last step leaves nothing visible.
+func TestCancelledInstallation(t *testing.T) {
+	onLinux(t)
+	r := newRegistry(t, "linux-x64")
+	s := openStore(t, t.TempDir(), r.use)
+	s.opts.SelfTest = func(ctx context.Context, dir string) (SelfTestReport, error) {
+		<-ctx.Done()
+		return SelfTestReport{}, ctx.Err()
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := s.InstallEngine(ctx, enginePackage, nil, func(action, _ string, _ *contract.Progress) {
+		if action == "self-test" {
+			cancel()
+		}
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v", err)
+	}
+	if left := append(files(t, s, "engines"), files(t, s, "catalog")...); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}

@@ -1,0 +1,452 @@
+package artifact
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/plugins/vendor"
+)
+
+const codeSelfTest = "engine_self_test_failed"
+
+// InstallEngine makes sure that the engine that ref names, in the build for devices, is in the worker catalog, and returns
+// its entry: it asks the provisioner for a plan, fetches and verifies the archive, unpacks it into a new folder, tests the
+// engine there and publishes it. An engine that is there already needs no network. Where ref leaves the platform open and the
+// best build does not work on this machine, the next one is tried, and report tells so. Nothing of an engine that fails its
+// self-test (code engine_self_test_failed) stays.
+func (s *Store) InstallEngine(ctx context.Context, ref string, devices []contract.Device, report Report) (contract.Engine, error) {
+	i := slices.IndexFunc(s.opts.Provisioners, func(p vendor.Provisioner) bool { return p.Supports(ref) })
+	if i < 0 || len(ref) > 4096 {
+		var schemes []string
+		for _, p := range s.opts.Provisioners {
+			for _, scheme := range p.Info().Schemes {
+				schemes = append(schemes, scheme+":")
+			}
+		}
+		return contract.Engine{}, fault.New(fault.Invalid, "unknown_scheme", "No provisioner knows references like %q; known are %s.", ref, strings.Join(schemes, ", "))
+	}
+	prov, on := s.opts.Provisioners[i], platform(devices)
+	key := "engine:" + ref + " " + strings.Join(on.Devices, ",")
+	return share(ctx, &s.flights, key, report, func(ctx context.Context, report Report) (contract.Engine, error) {
+		return s.installBest(ctx, ref, prov, on, report)
+	})
+}
+
+// installBest installs the first build that works, from the one for the best device down.
+func (s *Store) installBest(ctx context.Context, ref string, prov vendor.Provisioner, on vendor.Platform, report Report) (contract.Engine, error) {
+	if e, err := s.installed(ctx, ref, prov, on); err != nil || e.ID != "" {
+		return e, err
+	}
+	report("resolve", "looking up "+ref, nil)
+	var failed []string
+	for {
+		plan, err := prov.Plan(ctx, vendor.PlanRequest{Reference: ref, Platform: on})
+		if err != nil {
+			return contract.Engine{}, err
+		}
+		e, err := s.install(ctx, ref, plan, failed, report)
+		if err == nil || fault.As(err).Code != codeSelfTest {
+			return e, err
+		}
+		next, ok := nextPlatform(prov, ref, on, plan.Platform)
+		if !ok {
+			return contract.Engine{}, err
+		}
+		report("fallback", err.Error(), nil)
+		s.log.Warn("engine build does not work here, trying the next one", "platform", plan.Platform, "error", err.Error())
+		on, failed = next, append(failed, plan.Platform)
+	}
+}
+
+// nextPlatform leaves out the best devices until another build is planned.
+func nextPlatform(prov vendor.Provisioner, ref string, on vendor.Platform, current string) (vendor.Platform, bool) {
+	p, ok := prov.(vendor.Pinner)
+	for ok && len(on.Devices) > 0 {
+		on.Devices = on.Devices[1:]
+		if _, name, err := p.Pin(ref, on); err == nil && name != current {
+			return on, true
+		}
+	}
+	return on, false
+}
+
+// installed finds the engine that ref means on this machine without asking anybody; the zero Engine when there is none.
+func (s *Store) installed(ctx context.Context, ref string, prov vendor.Provisioner, on vendor.Platform) (contract.Engine, error) {
+	p, ok := prov.(vendor.Pinner)
+	if !ok {
+		return contract.Engine{}, nil
+	}
+	id, name, err := p.Pin(ref, on)
+	if err != nil {
+		return contract.Engine{}, err
+	}
+	all, err := s.engines()
+	if err != nil {
+		return contract.Engine{}, err
+	}
+	for _, e := range all {
+		if e.ID == id {
+			return e.Engine, s.addReference(ctx, &e, ref)
+		}
+		if slices.Contains(e.References, ref) && slices.Contains(e.InsteadOf, name) {
+			return e.Engine, nil
+		}
+	}
+	return contract.Engine{}, nil
+}
+
+// addReference notes that ref leads to e as well.
+func (s *Store) addReference(ctx context.Context, e *engineEntry, ref string) error {
+	if slices.Contains(e.References, ref) {
+		return nil
+	}
+	unlock, err := s.lockCatalog(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	e.References = append(e.References, ref)
+	return s.publishJSON(s.entryPath("engines", e.ID), e)
+}
+
+// install carries out a plan.
+func (s *Store) install(ctx context.Context, ref string, plan *vendor.Plan, failed []string, report Report) (contract.Engine, error) {
+	if err := checkPlan(plan); err != nil {
+		return contract.Engine{}, err
+	}
+	unlock, err := s.lock(ctx, "ref-"+hashText("engine:" + plan.Reference)[:32], func() {
+		report("wait", "waiting for another process that installs "+plan.Reference, nil)
+	})
+	if err != nil {
+		return contract.Engine{}, err
+	}
+	defer unlock()
+	e := engineEntry{InsteadOf: failed, Engine: contract.Engine{
+		ID: plan.Reference, References: []string{ref}, Name: plan.Name, Version: plan.Version, Platform: plan.Platform, AddedAt: s.now().UTC(),
+	}}
+	if plan.InPlace != "" {
+		return s.installInPlace(ctx, &e, plan, report)
+	}
+	if all, err := s.engines(); err != nil {
+		return contract.Engine{}, err
+	} else if i := slices.IndexFunc(all, func(o engineEntry) bool { return o.ID == plan.Reference }); i >= 0 {
+		return all[i].Engine, s.addReference(ctx, &all[i], ref) // another process was faster
+	}
+	got := map[string]fetched{}
+	err = s.withFiles(ctx, plan.Files, got, plan.Name+" "+plan.Version+" for "+plan.Platform, report, func() error {
+		return s.build(ctx, &e, plan, got, report)
+	})
+	if err != nil {
+		return contract.Engine{}, err
+	}
+	report("publish", e.ID+" is installed", nil)
+	return e.Engine, nil
+}
+
+// checkPlan refuses what a provisioner may not say.
+func checkPlan(plan *vendor.Plan) error {
+	bad := func(format string, args ...any) error {
+		return fault.New(fault.Invalid, "bad_plan", "The plan for the engine %s is not valid: %s; report this to the maker of its provisioner.", plan.Reference, fmt.Sprintf(format, args...))
+	}
+	if plan.Reference == "" || !validSegment(plan.Name) || !validSegment(plan.Version) || !validSegment(plan.Platform) {
+		return bad("its name %q, version %q or platform %q cannot be the name of a folder", plan.Name, plan.Version, plan.Platform)
+	}
+	if (plan.InPlace == "") != (len(plan.Files) > 0) || len(plan.Files) > 16 || plan.InPlace != "" && !filepath.IsAbs(plan.InPlace) {
+		return bad("it has %d files", len(plan.Files))
+	}
+	for _, f := range plan.Files {
+		if err := validPath(f.Path); err != nil {
+			return bad("%v", err)
+		}
+		if f.Digests == (vendor.Digests{}) {
+			return bad("it gives no digest for %q", f.Path)
+		}
+	}
+	for _, st := range plan.Steps {
+		if plan.InPlace != "" && st.Expect == nil {
+			return bad("it would change a folder that is not Apiary's")
+		}
+	}
+	return nil
+}
+
+// withFiles fetches files and calls f while all of them are held.
+func (s *Store) withFiles(ctx context.Context, files []vendor.File, got map[string]fetched, what string, report Report, f func() error) error {
+	if len(files) == 0 {
+		return f()
+	}
+	return s.fetch(ctx, files[0], what, report, func() bool { return false }, func(g fetched) error {
+		got[files[0].Path] = g
+		return s.withFiles(ctx, files[1:], got, what, report, f)
+	})
+}
+
+// build makes the engine's folder, tests it and publishes it.
+func (s *Store) build(ctx context.Context, e *engineEntry, plan *vendor.Plan, got map[string]fetched, report Report) error {
+	tmp := s.path("engines", tmpPrefix+hashText(plan.Reference)[:24])
+	if err := os.RemoveAll(tmp); err != nil { // left by a process that died; its lock is ours now
+		return err
+	}
+	if err := os.Mkdir(tmp, 0o755); err != nil {
+		return noSpace(err)
+	}
+	defer func() { _ = os.RemoveAll(tmp) }()
+	for _, st := range plan.Steps {
+		if err := s.step(ctx, tmp, st, got, report); err != nil {
+			return err
+		}
+	}
+	s.at("engine unpacked")
+	size, err := syncTree(tmp)
+	if err != nil {
+		return noSpace(err)
+	}
+	e.SizeBytes = contract.Bytes(size)
+	if err := s.selfTest(ctx, e, tmp, report); err != nil {
+		return err
+	}
+	var list []contract.File
+	for _, f := range plan.Files {
+		list = append(list, contract.File{Path: f.Path, SHA256: got[f.Path].sha256})
+	}
+	e.SHA256 = digestOf(list)
+	if len(plan.Files) == 1 {
+		e.SHA512 = got[plan.Files[0].Path].sha512
+	}
+	e.Dir = filepath.Join(e.Name, e.Version+"-"+e.SHA256[:12])
+	s.at("engine tested")
+	unlock, err := s.lockCatalog(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := s.publishEngineDir(tmp, s.EngineDir(e.Engine)); err != nil {
+		return noSpace(err)
+	}
+	s.at("engine renamed")
+	return s.publishJSON(s.entryPath("engines", e.ID), e)
+}
+
+// publishEngineDir gives a finished folder its name. One that has the name already is of a process that died before it could
+// put it into the catalog, or of an entry that was lost; nobody can have started it from the catalog.
+func (s *Store) publishEngineDir(tmp, dir string) error {
+	parent := filepath.Dir(dir)
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return err
+	}
+	old := tmp + "-old"
+	if err := os.RemoveAll(old); err != nil {
+		return err
+	}
+	if err := os.Rename(dir, old); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Rename(tmp, dir); err != nil {
+		return fmt.Errorf("publish engine: %w", err)
+	}
+	return errors.Join(syncDir(parent), syncDir(filepath.Dir(parent)), os.RemoveAll(old))
+}
+
+// step carries out one step of a plan in dir.
+func (s *Store) step(ctx context.Context, dir string, st vendor.Step, got map[string]fetched, report Report) error {
+	switch {
+	case st.Extract != nil:
+		g, ok := got[st.Extract.File]
+		if !ok {
+			return badArchive("its plan names no file %q", st.Extract.File)
+		}
+		most := g.size*maxArchiveRatio + ratioSlack
+		if st.Extract.MaxBytes > 0 {
+			most = min(most, st.Extract.MaxBytes)
+		}
+		if err := s.checkSpace(most, "unpacking the engine"); err != nil {
+			return err
+		}
+		m := newMeter(report, "extract", "unpacking", 0)
+		if err := extract(ctx, g.path, g.size, dir, st.Extract, func(n int64) { s.at("engine grows"); m.set(n) }); err != nil {
+			return noSpace(err)
+		}
+		return nil
+	case st.Link != nil:
+		return link(dir, st.Link)
+	case st.Expect != nil:
+		return expect(dir, st.Expect)
+	}
+	return fault.New(fault.Invalid, "bad_plan", "The plan for the engine has a step that this version of Apiary does not know; update Apiary.")
+}
+
+// link makes a relative link to a file of the same folder. A file that has the name already stays.
+func link(dir string, l *vendor.LinkStep) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := validPath(l.Name); err != nil {
+		return fault.New(fault.Invalid, "bad_plan", "The plan for the engine makes a link with a bad name: %w.", err)
+	}
+	if _, err := root.Lstat(l.Name); err == nil {
+		return nil
+	}
+	target := l.Target
+	if l.Match != "" {
+		found, err := fs.Glob(root.FS(), l.Match)
+		if err != nil || len(found) != 1 {
+			return fault.New(fault.Invalid, "engine_incomplete", "The engine holds %d files %s where one is needed, so its build is not one that Apiary can use.", len(found), l.Match)
+		}
+		target = found[0]
+	}
+	if err := validPath(target); err != nil {
+		return fault.New(fault.Invalid, "bad_plan", "The plan for the engine makes a link to a bad name: %w.", err)
+	}
+	if rel, err := filepath.Rel(filepath.Dir(l.Name), target); err != nil {
+		return err
+	} else {
+		return noSpace(root.Symlink(rel, l.Name))
+	}
+}
+
+// expect fails unless a regular file is there, perhaps through a link.
+func expect(dir string, x *vendor.ExpectStep) error {
+	if validPath(x.Path) != nil {
+		return fault.New(fault.Invalid, "bad_plan", "The plan for the engine expects a file with a bad name.")
+	}
+	if st, err := os.Stat(filepath.Join(dir, filepath.FromSlash(x.Path))); err != nil || !st.Mode().IsRegular() {
+		return fault.New(fault.Invalid, "engine_incomplete", "%s", x.Message)
+	}
+	return nil
+}
+
+// selfTest runs the engine's test and notes what it says.
+func (s *Store) selfTest(ctx context.Context, e *engineEntry, dir string, report Report) error {
+	if s.opts.SelfTest == nil {
+		return nil
+	}
+	report("self-test", "testing "+e.Name+" "+e.Version+" for "+e.Platform, nil)
+	r, err := s.opts.SelfTest(ctx, dir)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		return fault.New(fault.Unavailable, codeSelfTest, "The engine %s does not work on this machine, so it was not installed: %w", e.ID, err)
+	}
+	e.Build, e.Devices = r.Build, r.Devices
+	return nil
+}
+
+// installInPlace tests and lists an engine that stays where it is. Its ID holds the digest of its files, so that a build that
+// was replaced is tested again.
+func (s *Store) installInPlace(ctx context.Context, e *engineEntry, plan *vendor.Plan, report Report) (contract.Engine, error) {
+	for _, st := range plan.Steps {
+		if err := expect(plan.InPlace, st.Expect); err != nil {
+			return contract.Engine{}, err
+		}
+	}
+	sha, size, err := listing(ctx, plan.InPlace)
+	if err != nil {
+		return contract.Engine{}, err
+	}
+	e.ID, e.SHA256, e.SizeBytes, e.Dir = plan.Reference+"@"+sha[:12], sha, contract.Bytes(size), plan.InPlace
+	all, err := s.engines()
+	if err != nil {
+		return contract.Engine{}, err
+	}
+	if i := slices.IndexFunc(all, func(o engineEntry) bool { return o.ID == e.ID }); i >= 0 {
+		return all[i].Engine, s.addReference(ctx, &all[i], e.References[0])
+	}
+	if err := s.selfTest(ctx, e, plan.InPlace, report); err != nil {
+		return contract.Engine{}, err
+	}
+	unlock, err := s.lockCatalog(ctx)
+	if err != nil {
+		return contract.Engine{}, err
+	}
+	defer unlock()
+	for _, o := range all {
+		if o.Dir == e.Dir {
+			if err := s.dropEntry("engines", o.ID); err != nil {
+				return contract.Engine{}, err
+			}
+		}
+	}
+	if err := s.publishJSON(s.entryPath("engines", e.ID), e); err != nil {
+		return contract.Engine{}, err
+	}
+	report("publish", e.ID+" is listed", nil)
+	return e.Engine, nil
+}
+
+// RemoveEngine takes the engine that ref names out of the catalog and removes its folder; one in place keeps it. Whether it
+// is in use is the caller's business.
+func (s *Store) RemoveEngine(ref string) error {
+	unlock, err := s.lockCatalog(context.Background())
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	e, err := s.Engine(ref)
+	if err != nil {
+		return err
+	}
+	if filepath.IsAbs(e.Dir) {
+		return s.dropEntry("engines", e.ID)
+	}
+	trash := s.path("engines", tmpPrefix+"rm-"+hashText(e.ID)[:24])
+	if err := os.RemoveAll(trash); err != nil {
+		return err
+	}
+	// The folder goes first: an entry without one is not listed, and installing it again replaces it.
+	if err := os.Rename(s.EngineDir(e), trash); err != nil {
+		return fmt.Errorf("remove engine: %w", err)
+	}
+	s.at("engine dropped")
+	return errors.Join(s.dropEntry("engines", e.ID), os.RemoveAll(trash))
+}
+
+// listing is the SHA-256 of the list of the digests, sizes and names of all files below dir, links followed, and the sum of
+// their sizes.
+func listing(ctx context.Context, dir string) (sha string, size int64, err error) {
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return "", 0, fmt.Errorf("read the engine's folder: %w", err)
+	}
+	var list strings.Builder
+	entries := 0
+	err = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		if entries++; entries > maxArchiveEntries {
+			return fault.New(fault.Invalid, "engine_too_large", "The folder %s holds more than %d files, so it is not the folder of an engine alone; give that.", dir, maxArchiveEntries)
+		}
+		if st, err := os.Stat(p); err != nil || !st.Mode().IsRegular() {
+			return nil // a link to nowhere, a socket
+		}
+		f, err := os.Open(p)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		h := sha256.New()
+		n, err := copyContext(ctx, h, f, nil)
+		if err != nil {
+			return err
+		}
+		size += n
+		rel, err := filepath.Rel(dir, p)
+		fmt.Fprintf(&list, "%x %d %q\n", h.Sum(nil), n, rel)
+		return err
+	})
+	if err != nil {
+		return "", 0, fmt.Errorf("read the engine's folder: %w", err)
+	}
+	return hashText(list.String()), size, nil
+}

@@ -1,0 +1,192 @@
+package artifact
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/secret"
+	"github.com/apiary-dev/apiary/plugins/vendor"
+)
+
+// Bounds of what is asked over the network.
+const (
+	maxRedirects    = 5
+	maxMetadata     = 64 << 20
+	metadataTimeout = 30 * time.Second
+	metadataTries   = 3
+	userAgent       = "apiary"
+)
+
+// newHTTPClient makes the client of all requests. It has no timeout of its own, since a body may take hours: transfers and
+// metadata requests bring their bounds.
+func newHTTPClient(c *http.Client) *http.Client {
+	out := &http.Client{CheckRedirect: checkRedirect}
+	if c != nil {
+		out.Transport = c.Transport
+	}
+	if out.Transport == nil {
+		out.Transport = &http.Transport{
+			Proxy:                 http.ProxyFromEnvironment,
+			DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+			TLSHandshakeTimeout:   10 * time.Second,
+			ResponseHeaderTimeout: 60 * time.Second,
+			IdleConnTimeout:       30 * time.Second,
+			MaxIdleConnsPerHost:   2,
+			ReadBufferSize:        256 << 10,
+			DisableCompression:    true, // what is counted and hashed are the bytes that were sent
+		}
+	}
+	return out
+}
+
+// checkRedirect bounds redirects, refuses to leave https, and lets a credential go nowhere but where it was meant for: Go
+// itself would also send it to another port of the same host and to sub-domains.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	if len(via) > maxRedirects {
+		return fmt.Errorf("it redirects more than %d times", maxRedirects)
+	}
+	first, last := via[0].URL, via[len(via)-1].URL
+	if req.URL.Scheme != "https" && (req.URL.Scheme != "http" || last.Scheme == "https") {
+		return fmt.Errorf("it redirects from %s to %s", last.Scheme, req.URL.Scheme)
+	}
+	if req.URL.Scheme != first.Scheme || req.URL.Host != first.Host {
+		req.Header.Del("Authorization")
+		req.Header.Del("Cookie")
+	}
+	req.Header.Del("Referer") // it may hold a signed query
+	return nil
+}
+
+// newRequest makes a request and adds the credential that belongs to the host.
+func newRequest(ctx context.Context, method, raw, credential string, creds func(name, host string) secret.Secret) (*http.Request, error) {
+	u, err := url.Parse(raw)
+	if err != nil || u.Host == "" || u.User != nil || (u.Scheme != "https" && u.Scheme != "http") {
+		return nil, fault.New(fault.Invalid, "invalid_source", "An artifact names a source that is no https address; report this to the maker of its plugin.")
+	}
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "invalid_source", "An artifact names a source that cannot be asked: %w", err)
+	}
+	req.Header.Set("User-Agent", userAgent)
+	if credential != "" && creds != nil {
+		if token := creds(credential, u.Host); token != "" {
+			req.Header.Set("Authorization", "Bearer "+token.Reveal())
+		}
+	}
+	return req, nil
+}
+
+// unreachable turns an error of a request into one for people: without the URL, whose query may be a secret.
+func unreachable(host string, err error) error {
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		err = e.Err
+	}
+	return fault.New(fault.Unavailable, "source_unreachable", "%s could not be reached (%v); check the network and try again.", host, err)
+}
+
+// retryAfter reads a Retry-After header: seconds or a date. 0: there is none.
+func retryAfter(h http.Header, now time.Time) time.Duration {
+	v := h.Get("Retry-After")
+	if n, err := strconv.Atoi(v); err == nil && n > 0 && n < 1<<20 {
+		return time.Duration(n) * time.Second
+	}
+	if at, err := http.ParseTime(v); err == nil && at.After(now) {
+		return at.Sub(now)
+	}
+	return 0
+}
+
+// HostOptions configure what the core offers a built-in plugin.
+type HostOptions struct {
+	Name        string                                // of the plugin, for the log
+	Credentials func(name, host string) secret.Secret // as in Options
+	HTTP        *http.Client                          // as in Options
+	Log         *slog.Logger                          // nil: no log
+}
+
+// NewHost returns the host of a built-in vendor or provisioner. It makes metadata requests to addresses from the user's
+// configuration, bounded in time and size; it is not meant for plugins from elsewhere.
+func NewHost(o HostOptions) vendor.Host {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &host{opts: o, client: newHTTPClient(o.HTTP), pause: 250 * time.Millisecond}
+}
+
+type host struct {
+	opts   HostOptions
+	client *http.Client
+	pause  time.Duration
+}
+
+// HTTP implements vendor.Host. GET and HEAD are tried again where the connection failed or the server was busy.
+func (h *host) HTTP(ctx context.Context, in vendor.HTTPRequest) (*vendor.HTTPResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, metadataTimeout)
+	defer cancel()
+	for try := 1; ; try++ {
+		res, err := h.once(ctx, in)
+		again := err != nil && fault.KindOf(err) == fault.Unavailable || err == nil && res.Status >= 502 && res.Status <= 504
+		if !again || try == metadataTries || (in.Method != http.MethodGet && in.Method != http.MethodHead) || sleep(ctx, h.pause<<try) != nil {
+			return res, err
+		}
+	}
+}
+
+func (h *host) once(ctx context.Context, in vendor.HTTPRequest) (*vendor.HTTPResponse, error) {
+	req, err := newRequest(ctx, in.Method, in.URL, in.Credential, h.opts.Credentials)
+	if err != nil {
+		return nil, err
+	}
+	for name, values := range in.Header {
+		if name != "Authorization" && name != "Cookie" && name != "Host" {
+			req.Header[http.CanonicalHeaderKey(name)] = values
+		}
+	}
+	res, err := h.client.Do(req)
+	if err != nil {
+		return nil, unreachable(req.URL.Host, err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, maxMetadata+1))
+	if err != nil {
+		return nil, unreachable(req.URL.Host, err)
+	}
+	if len(body) > maxMetadata {
+		return nil, fault.New(fault.Exhausted, "answer_too_large", "%s answered a question about an artifact with more than %d MiB; check that the configured address is right.", req.URL.Host, maxMetadata>>20)
+	}
+	return &vendor.HTTPResponse{Status: res.StatusCode, Header: res.Header, Body: body}, nil
+}
+
+// Log implements vendor.Host.
+func (h *host) Log(level, message string, keysAndValues ...string) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		l = slog.LevelInfo
+	}
+	attrs := []any{"plugin", h.opts.Name, "text", message}
+	for _, v := range keysAndValues {
+		attrs = append(attrs, v)
+	}
+	h.opts.Log.Log(context.Background(), l, "plugin says", attrs...)
+}
+
+// sleep waits for d or the end of ctx.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

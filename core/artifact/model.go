@@ -1,0 +1,427 @@
+package artifact
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/gguf"
+	"github.com/apiary-dev/apiary/plugins/vendor"
+)
+
+// maxFiles bounds the files of one model.
+const maxFiles = 1024
+
+// PullModel makes sure that the model that ref names is in the catalog, and returns its entry: it asks the vendor which files
+// it consists of, transfers, verifies and publishes them. A model that is there already needs no network, and a file that
+// stays in place is only looked at again. Callers that ask for the same model at once share one transfer.
+// A cancelled ctx keeps what has arrived for seven days.
+func (s *Store) PullModel(ctx context.Context, ref string, report Report) (contract.Model, error) {
+	if len(ref) == 0 || len(ref) > 4096 {
+		return contract.Model{}, fault.New(fault.Invalid, "invalid_reference", "A model reference is a scheme and a name, for example builtin:stories260k.")
+	}
+	return share(ctx, &s.flights, "model:"+ref, report, func(ctx context.Context, report Report) (contract.Model, error) {
+		unlock, err := s.lock(ctx, "ref-"+hashText("model:" + ref)[:32], func() { report("wait", "waiting for another process that fetches "+ref, nil) })
+		if err != nil {
+			return contract.Model{}, err
+		}
+		defer unlock()
+		return s.pullModel(ctx, ref, report)
+	})
+}
+
+func (s *Store) pullModel(ctx context.Context, ref string, report Report) (contract.Model, error) {
+	if m, err := s.Model(ref); err == nil && s.complete(m) {
+		return m, nil
+	}
+	i := slices.IndexFunc(s.opts.Vendors, func(v vendor.Vendor) bool { return v.Supports(ref) })
+	if i < 0 {
+		return contract.Model{}, fault.New(fault.Invalid, "unknown_scheme", "No vendor knows references like %q; known are %s.", ref, s.schemes())
+	}
+	v := s.opts.Vendors[i]
+	report("resolve", "looking up "+ref, nil)
+	man, err := v.Resolve(ctx, vendor.ResolveRequest{Reference: ref, Platform: platform(nil)})
+	if err != nil {
+		return contract.Model{}, err
+	}
+	if err := s.checkManifest(man, v); err != nil {
+		return contract.Model{}, err
+	}
+	m := contract.Model{Vendor: v.Info().Name, Format: man.Format, AddedAt: s.now().UTC()}
+	if inPlace(man) {
+		return s.pullInPlace(ctx, ref, man, m, report)
+	}
+	// A model that is removed meanwhile may take a blob with it that is shared with this one: then that is fetched again.
+	for range 3 {
+		m.Files, m.SizeBytes = nil, 0
+		for _, f := range man.Files {
+			file, err := s.fetchBlob(ctx, f, report)
+			if err != nil {
+				return contract.Model{}, err
+			}
+			m.Files = append(m.Files, file)
+			m.SizeBytes += file.SizeBytes
+		}
+		if err := s.describe(&m); err != nil {
+			return contract.Model{}, err
+		}
+		if m.ID, err = pin(ref, man, m.Files); err != nil {
+			return contract.Model{}, err
+		}
+		m.References = references(ref, m.ID, man)
+		if err := s.publishIfComplete(ctx, &m); err == nil {
+			report("publish", m.ID+" is in the catalog", nil)
+			return m, nil
+		} else if !errors.Is(err, errBlobGone) {
+			return contract.Model{}, err
+		}
+	}
+	return contract.Model{}, fault.New(fault.Conflict, "store_busy", "The files of %s were removed while they were being added; run the command again.", ref)
+}
+
+// errBlobGone says that a blob was collected between its transfer and the publishing of its model.
+var errBlobGone = errors.New("a blob is gone")
+
+// publishIfComplete publishes m, with the references that its entry has already, under the lock that guards blobs.
+func (s *Store) publishIfComplete(ctx context.Context, m *contract.Model) error {
+	unlock, err := s.lockCatalog(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if !s.complete(*m) {
+		return errBlobGone
+	}
+	if old, err := readEntry[contract.Model](s.entryPath("models", m.ID)); err == nil && old.ID == m.ID {
+		m.AddedAt = old.AddedAt
+		for _, r := range old.References {
+			if !slices.Contains(m.References, r) {
+				m.References = append(m.References, r)
+			}
+		}
+	}
+	return s.publishModel(*m)
+}
+
+// schemes lists the schemes of all vendors.
+func (s *Store) schemes() string {
+	var all []string
+	for _, v := range s.opts.Vendors {
+		for _, scheme := range v.Info().Schemes {
+			all = append(all, scheme+":")
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+// checkManifest refuses what a vendor may not say.
+func (s *Store) checkManifest(man *vendor.Manifest, v vendor.Vendor) error {
+	bad := func(format string, args ...any) error {
+		return fault.New(fault.Invalid, "bad_manifest", "The vendor %s gave a description of the model that is not valid: %s; report this to its maker.", v.Info().Name, fmt.Sprintf(format, args...))
+	}
+	if man.Reference == "" || len(man.Files) == 0 || len(man.Files) > maxFiles {
+		return bad("it has no reference, or %d files", len(man.Files))
+	}
+	if man.Format != "gguf" {
+		return fault.New(fault.Invalid, "unsupported_format", "%s has the format %q; this version of Apiary runs models in the format GGUF.", man.Reference, man.Format)
+	}
+	names := map[string]bool{}
+	local := inPlace(man)
+	for _, f := range man.Files {
+		if len(f.Sources) == 0 {
+			return bad("%q has no source", f.Path)
+		}
+		if d := f.Digests.SHA256; d != "" && !validDigest(d) {
+			return bad("%q has a malformed digest", f.Path)
+		}
+		if local {
+			if !slices.Contains(v.Info().Schemes, "file") {
+				return bad("it names files of this machine, which only the vendor of file: may")
+			}
+			continue // the user's own names, never used to make a file
+		}
+		if err := validPath(f.Path); err != nil {
+			return bad("%v", err)
+		}
+		if key := strings.ToLower(f.Path); names[key] {
+			return bad("it has %q twice", f.Path)
+		} else {
+			names[key] = true
+		}
+	}
+	return nil
+}
+
+// inPlace reports whether the files of a manifest stay where they are.
+func inPlace(man *vendor.Manifest) bool {
+	for _, f := range man.Files {
+		for _, src := range f.Sources {
+			if strings.HasPrefix(src.URL, "file:") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// pin returns the ID of a model: the canonical reference, with the first 12 hex of a digest where the vendor could not pin it.
+// When ref asks for other bytes than there are, that is an error.
+func pin(ref string, man *vendor.Manifest, files []contract.File) (string, error) {
+	id := man.Reference
+	if slices.ContainsFunc(man.Files, func(f vendor.File) bool { return f.Digests == vendor.Digests{} }) {
+		id += "@" + digestOf(files)[:12]
+		if old, ok := strings.CutPrefix(ref, man.Reference+"@"); ok && ref != id {
+			return "", fault.New(fault.Conflict, "model_changed", "%s has changed: its bytes are %s now, and %s was asked for; ask for %s to use what is there.", man.Reference, id[len(id)-12:], old, man.Reference)
+		}
+	}
+	return id, nil
+}
+
+// references lists what leads to a new entry: what was asked for, and the canonical reference where that is not the ID.
+func references(ref, id string, man *vendor.Manifest) []string {
+	refs := []string{}
+	for _, r := range []string{ref, man.Reference} {
+		if r != id && !slices.Contains(refs, r) {
+			refs = append(refs, r)
+		}
+	}
+	return refs
+}
+
+// askFor is how a person asks for m again.
+func askFor(m contract.Model) string {
+	if len(m.References) > 0 {
+		return m.References[0]
+	}
+	return m.ID
+}
+
+// digestOf is the SHA-256 of a single file, and that of the list of digests and names of several.
+func digestOf(files []contract.File) string {
+	if len(files) == 1 {
+		return files[0].SHA256
+	}
+	var list strings.Builder
+	for _, f := range files {
+		fmt.Fprintf(&list, "%s  %s\n", f.SHA256, f.Path)
+	}
+	return hashText(list.String())
+}
+
+// fetchBlob makes sure that the bytes of f are in the store.
+func (s *Store) fetchBlob(ctx context.Context, f vendor.File, report Report) (contract.File, error) {
+	out := contract.File{Path: f.Path, SHA256: f.Digests.SHA256}
+	have := func() bool {
+		if f.Digests.SHA256 == "" || !s.hasBlob(f.Digests.SHA256, f.Size) {
+			return false
+		}
+		st, err := os.Lstat(s.blobPath(f.Digests.SHA256))
+		if err == nil {
+			out.SizeBytes = contract.Bytes(st.Size())
+		}
+		return err == nil
+	}
+	if have() {
+		return out, nil
+	}
+	err := s.fetch(ctx, f, f.Path, report, have, func(got fetched) error {
+		if _, err := inspect(got.path, f.Path); err != nil {
+			return err
+		}
+		out.SHA256, out.SizeBytes = got.sha256, contract.Bytes(got.size)
+		return s.publishBlob(got.path, got.sha256)
+	})
+	return out, err
+}
+
+// inspect reads the header of a model file that lies at path and is called name to people.
+func inspect(path, name string) (*gguf.Info, error) {
+	f, err := openRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return inspectOpen(f, name)
+}
+
+// openRegular opens a regular file; what is at the end of path must be no link.
+func openRegular(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) // a FIFO must not block
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		_ = f.Close()
+		return nil, errors.Join(err, fault.New(fault.Invalid, "not_a_model", "%s is no regular file, so it cannot be a model.", filepath.Base(path)))
+	}
+	return f, nil
+}
+
+func inspectOpen(f *os.File, name string) (*gguf.Info, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	info, err := gguf.Read(f, st.Size())
+	name = filepath.Base(name)
+	switch {
+	case err == nil:
+	case isType[*gguf.NotGGUFError](err), isType[*gguf.VersionError](err):
+		return nil, fault.New(fault.Invalid, "not_a_model", "%s is not a model: %w.", name, err)
+	case isType[*gguf.TruncatedError](err):
+		return nil, fault.New(fault.Invalid, "model_truncated", "%s is not a whole model: %w; copy or download it again.", name, err)
+	case errors.Is(err, gguf.ErrMalformed):
+		return nil, fault.New(fault.Invalid, "model_malformed", "%s is not a usable model: %w; it is damaged or made by a faulty tool.", name, err)
+	default:
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	if info.Type != "" && info.Type != "model" {
+		return nil, fault.New(fault.Invalid, "not_a_model", "%s is a GGUF file of the kind %q, which is an addition to a model; give the model itself.", name, info.Type)
+	}
+	return info, nil
+}
+
+func isType[T error](err error) bool { _, ok := errors.AsType[T](err); return ok }
+
+// describe fills in what the headers of m's files say.
+func (s *Store) describe(m *contract.Model) error {
+	infos := make([]*gguf.Info, 0, len(m.Files))
+	for _, f := range m.Files {
+		info, err := inspect(s.blobPath(f.SHA256), f.Path)
+		if err != nil {
+			return err
+		}
+		infos = append(infos, info)
+	}
+	return summarize(m, infos)
+}
+
+// summarize merges the headers of all files of a model, which are one file or all shards in order.
+func summarize(m *contract.Model, infos []*gguf.Info) error {
+	m.Parameters = 0
+	for i, info := range infos {
+		m.Parameters += info.Parameters
+		if info.ShardCount != len(infos) || info.ShardIndex != i {
+			return fault.New(fault.Invalid, "shard_missing", "%s is file %d of a model of %d files, and the model has %d; put all of them into one folder.", filepath.Base(m.Files[i].Path), info.ShardIndex+1, info.ShardCount, len(infos))
+		}
+	}
+	first := infos[0]
+	if m.Parameters == 0 {
+		return fault.New(fault.Invalid, "not_a_model", "%s has a header but no weights, so it cannot run; give the whole model.", filepath.Base(m.Files[0].Path))
+	}
+	m.Architecture, m.Quantization, m.ContextLength, m.Chat = first.Architecture, first.Quantization, first.ContextLength, first.ChatTemplate
+	return nil
+}
+
+// complete reports whether all files of m that are in the store are there.
+func (s *Store) complete(m contract.Model) bool {
+	for _, f := range m.Files {
+		if f.InPlace != nil {
+			if !sameFingerprint(f) {
+				return false
+			}
+		} else if !s.hasBlob(f.SHA256, int64(f.SizeBytes)) {
+			return false
+		}
+	}
+	return true
+}
+
+// ModelPath returns the absolute path of the file that an engine opens to load m: the blob, the file in place after a look at
+// it, or the first shard in a folder with all of them. A file in place that has changed makes it fault.Conflict with the code
+// model_changed; a file that is gone fault.NotFound with the code model_not_found.
+func (s *Store) ModelPath(ctx context.Context, m contract.Model) (string, error) {
+	if !wellFormed(m) {
+		return "", fault.New(fault.Invalid, "bad_model", "The catalog entry of %s names no usable file; pull the model again.", m.ID)
+	}
+	if m.Files[0].InPlace != nil {
+		if err := s.verifyInPlace(ctx, m); err != nil {
+			return "", err
+		}
+		return m.Files[0].InPlace.Path, nil
+	}
+	if !s.complete(m) {
+		return "", fault.New(fault.NotFound, "model_not_found", "Files of %s are missing in the store of this hive; fetch them again with `apiary model pull %s`.", m.ID, askFor(m))
+	}
+	if len(m.Files) == 1 {
+		return s.blobPath(m.Files[0].SHA256), nil
+	}
+	return s.view(ctx, m)
+}
+
+// view makes a folder with the names of m's files that lead to its blobs, because engines find shards by name.
+func (s *Store) view(ctx context.Context, m contract.Model) (string, error) {
+	dir := s.path("views", digestOf(m.Files)[:32])
+	first := filepath.Join(dir, filepath.FromSlash(m.Files[0].Path))
+	unlock, err := s.lockCatalog(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if _, err := os.Stat(first); err == nil {
+		return first, nil // published whole, and named by its content
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return "", err
+	}
+	tmp, err := os.MkdirTemp(s.path("views"), tmpPrefix+"*")
+	if err != nil {
+		return "", noSpace(err)
+	}
+	defer func() { _ = os.RemoveAll(tmp) }()
+	for _, f := range m.Files {
+		at := filepath.Join(tmp, filepath.FromSlash(f.Path))
+		if err := os.MkdirAll(filepath.Dir(at), 0o700); err != nil {
+			return "", noSpace(err)
+		}
+		if err := os.Symlink(s.blobPath(f.SHA256), at); err != nil {
+			return "", noSpace(err)
+		}
+	}
+	if err := os.Rename(tmp, dir); err != nil {
+		return "", fmt.Errorf("publish view: %w", err)
+	}
+	return first, syncDir(s.path("views"))
+}
+
+// RemoveModel takes the model that ref names out of the catalog and removes the blobs that no other model needs. Files in
+// place stay where they are. Whether it is in use is the caller's business; an engine that has it open keeps its bytes.
+func (s *Store) RemoveModel(ref string) error {
+	unlock, err := s.lockCatalog(context.Background())
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	m, err := s.Model(ref)
+	if err != nil {
+		return err
+	}
+	if err := s.dropEntry("models", m.ID); err != nil {
+		return err
+	}
+	s.at("model dropped")
+	used, err := s.usedBlobs()
+	if err != nil {
+		return err
+	}
+	for _, f := range m.Files {
+		if f.InPlace == nil && !used[f.SHA256] {
+			if err := os.Remove(s.blobPath(f.SHA256)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+			s.at("blob removed")
+		}
+	}
+	if len(m.Files) > 1 {
+		return os.RemoveAll(s.path("views", digestOf(m.Files)[:32]))
+	}
+	return nil
+}

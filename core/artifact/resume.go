@@ -1,0 +1,96 @@
+package artifact
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/plugins/vendor"
+)
+
+// note is what is kept beside a partial file: for which representation of which URL its bytes are.
+type note struct {
+	URL  string `json:"url"` // without query
+	ETag string `json:"etag"`
+}
+
+func (t *transfer) readNote(url string) string {
+	var n note
+	b, err := os.ReadFile(t.note)
+	if err != nil || json.Unmarshal(b, &n) != nil || n.URL != url {
+		return ""
+	}
+	return n.ETag
+}
+
+const codeDigest = "digest_mismatch"
+
+// errRestart asks for the whole file again: bytes from before did not fit to those that came now.
+var errRestart = errors.New("the resumed file does not verify")
+
+// sums are the digests of what was hashed.
+func (t *transfer) sums() vendor.Digests {
+	return vendor.Digests{SHA256: hex.EncodeToString(t.sha256.Sum(nil)), SHA512: hex.EncodeToString(t.sha512.Sum(nil))}
+}
+
+// mismatch says which digest is not the one that was promised; empty: all are.
+func (t *transfer) mismatch() string {
+	got, want := t.sums(), t.file.Digests
+	switch {
+	case want.SHA256 != "" && want.SHA256 != got.SHA256:
+		return fmt.Sprintf("its sha256 should be %s and is %s", want.SHA256, got.SHA256)
+	case want.SHA512 != "" && want.SHA512 != got.SHA512:
+		return fmt.Sprintf("its sha512 should be %s and is %s", want.SHA512, got.SHA512)
+	}
+	return ""
+}
+
+// verify compares the complete part with what was promised. Wrong bytes go to quarantine.
+func (t *transfer) verify() (fetched, error) {
+	sums, wrong := t.sums(), t.mismatch()
+	if wrong == "" {
+		return fetched{path: t.part, size: t.hashed, sha256: sums.SHA256, sha512: sums.SHA512}, nil
+	}
+	if t.resumed && !t.restarted {
+		t.resumed, t.restarted = false, true
+		t.report("retry", t.what+": the partial file from before was damaged; fetching it anew", nil)
+		if err := t.discard(); err != nil {
+			return fetched{}, err
+		}
+		return fetched{}, errRestart
+	}
+	jail := t.s.path("quarantine", sums.SHA256[:32]+"-"+strconv.FormatInt(t.s.now().UnixNano(), 36))
+	if err := os.Rename(t.part, jail); err != nil {
+		return fetched{}, fmt.Errorf("quarantine: %w", err)
+	}
+	if err := t.discard(); err != nil {
+		return fetched{}, err
+	}
+	return fetched{}, fault.New(fault.Conflict, codeDigest, "%s did not arrive as it was published: %s; it was put into quarantine and nothing uses it, try again later or from another source.", t.what, wrong)
+}
+
+// parseContentRange reads "bytes 5-9/10"; the total may be "*", which is -1.
+func parseContentRange(s string) (start, end, total int64, err error) {
+	spec, ok := strings.CutPrefix(s, "bytes ")
+	span, all, ok2 := strings.Cut(spec, "/")
+	from, to, ok3 := strings.Cut(span, "-")
+	if !ok || !ok2 || !ok3 {
+		return 0, 0, 0, fmt.Errorf("malformed Content-Range %q", s)
+	}
+	start, err1 := strconv.ParseInt(from, 10, 64)
+	end, err2 := strconv.ParseInt(to, 10, 64)
+	total = -1
+	var err3 error
+	if all != "*" {
+		total, err3 = strconv.ParseInt(all, 10, 64)
+	}
+	if err := errors.Join(err1, err2, err3); err != nil || start < 0 || end < start || end-start == 1<<63-1 {
+		return 0, 0, 0, fmt.Errorf("malformed Content-Range %q", s)
+	}
+	return start, end, total, nil
+}

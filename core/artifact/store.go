@@ -1,0 +1,162 @@
+// Package artifact turns references into verified files on disk: it asks a vendor or provisioner which files make up a
+// model or an engine, transfers and verifies them, publishes them under APIARY_HOME and lists what is there. It does not
+// decide what is fetched or where it runs, and it starts no process: the engine's self-test is given to it as a function.
+package artifact
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/secret"
+	"github.com/apiary-dev/apiary/plugins/vendor"
+)
+
+// Options say where a Store lives and whom it asks.
+type Options struct {
+	Home         string                   // APIARY_HOME: absolute, made if missing
+	Vendors      []vendor.Vendor          // asked in this order which of them supports a model reference
+	Provisioners []vendor.Provisioner     // likewise for engine references
+	Openers      map[string]vendor.Opener // by URL scheme: how to open sources that are no network protocol ("builtin")
+	// Credentials gives the token called name if it may be sent to host (host or host:port), else "". Nil: there are none.
+	Credentials func(name, host string) secret.Secret
+	Reserve     contract.Bytes // disk that stays free, hive.reserve.disk
+	// SelfTest loads the engine in dir in a process of its own and says what it found. An error keeps the engine out of the
+	// catalog. Nil: engines are not tested.
+	SelfTest func(ctx context.Context, dir string) (SelfTestReport, error)
+	HTTP     *http.Client // its Transport is used; nil: a client with bounded dial, TLS and header times
+	Log      *slog.Logger // nil: no log
+}
+
+// SelfTestReport is what a working engine says of itself.
+type SelfTestReport struct {
+	Build   string            `json:"build"`
+	Devices []contract.Device `json:"devices"`
+}
+
+// Report receives the progress of a long operation, from one goroutine at a time: action is a word ("fetch", "verify",
+// "extract", …), message a sentence for a person, p is nil where nothing is counted. Progress of one action never decreases.
+type Report = func(action, message string, p *contract.Progress)
+
+// Store is the artifact store of one hive. Its methods may be called from many goroutines and by several processes with
+// the same home at once.
+type Store struct {
+	home    string
+	opts    Options
+	log     *slog.Logger
+	client  *http.Client
+	timing  timing
+	flights flights
+	// at is called before each step that changes the disk, with the step's name. Tests kill the process in it.
+	at func(point string)
+	// free tells the free bytes of the file system that holds a folder.
+	free func(dir string) (contract.Bytes, error)
+	now  func() time.Time
+}
+
+// How long things that are not in a catalog are kept.
+const keepLeftovers = 7 * 24 * time.Hour
+
+// Open makes the folders of a store and removes what interrupted operations left behind more than seven days ago.
+func Open(o Options) (*Store, error) {
+	if !filepath.IsAbs(o.Home) {
+		return nil, fmt.Errorf("open artifact store: the home %q is not an absolute path", o.Home)
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Store{
+		home: filepath.Clean(o.Home), opts: o, log: o.Log, client: newHTTPClient(o.HTTP), timing: defaultTiming,
+		at: func(string) {}, free: freeBytes, now: time.Now,
+	}
+	for _, d := range []string{"blobs/sha256", "partial", "quarantine", "catalog/models", "catalog/engines", "views", "engines"} {
+		if err := os.MkdirAll(s.path(d), 0o700); err != nil {
+			return nil, fmt.Errorf("open artifact store: %w", err)
+		}
+	}
+	if err := s.sweep(); err != nil {
+		return nil, fmt.Errorf("open artifact store: %w", err)
+	}
+	return s, nil
+}
+
+// path joins slash-separated parts below the home.
+func (s *Store) path(parts ...string) string {
+	return filepath.Join(append([]string{s.home}, parts...)...)
+}
+
+// sweepWait bounds how long the start of an agent waits for another process to let the sweep begin.
+const sweepWait = 5 * time.Second
+
+// sweep removes partial files, quarantined files, unfinished folders and blobs of no model that nobody touched for
+// keepLeftovers. A younger one may belong to an operation that is running or will be run again.
+func (s *Store) sweep() error {
+	ctx, cancel := context.WithTimeout(context.Background(), sweepWait)
+	defer cancel()
+	unlock, err := s.lockCatalog(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		s.log.Warn("the store is in use by another process, leftovers stay until the next start")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	used, err := s.usedBlobs()
+	if err != nil {
+		s.log.Warn("blobs that no model needs stay until the catalog can be read", "error", err.Error())
+	}
+	old := s.now().Add(-keepLeftovers)
+	for _, pattern := range []string{
+		"partial/*.part", "partial/*.json", "partial/" + tmpPrefix + "*", "quarantine/*", "engines/" + tmpPrefix + "*",
+		"catalog/*/" + tmpPrefix + "*", "views/" + tmpPrefix + "*", "blobs/sha256/*/*",
+	} {
+		matches, err := filepath.Glob(s.path(pattern))
+		if err != nil {
+			return err
+		}
+		for _, m := range matches {
+			st, err := os.Lstat(m)
+			blob := strings.HasPrefix(pattern, "blobs/")
+			if err != nil || st.ModTime().After(old) || blob && (used == nil || used[filepath.Base(m)]) {
+				continue
+			}
+			s.log.Info("removing a leftover", "path", m)
+			if err := os.RemoveAll(m); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// platform describes this machine to a vendor or provisioner. Devices are in the order in which they are preferred.
+func platform(devices []contract.Device) vendor.Platform {
+	p := vendor.Platform{OS: runtime.GOOS, Arch: runtime.GOARCH}
+	for _, kind := range []string{"cuda", "metal", "rocm", "vulkan", "cpu"} {
+		for _, d := range devices {
+			if d.Kind == kind {
+				p.Devices = append(p.Devices, kind)
+				break
+			}
+		}
+	}
+	return p
+}
+
+// noSpace turns an error of a write into a fault where the disk or the quota is full.
+func noSpace(err error) error {
+	if isNoSpace(err) {
+		return fault.New(fault.Exhausted, "no_space", "The disk filled up while an artifact was being stored; free some space and run the same command again, it goes on where it stopped: %w", err)
+	}
+	return err
+}

@@ -1,0 +1,441 @@
+package artifact
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/sha512"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/plugins/vendor"
+)
+
+// timing bounds a transfer.
+type timing struct {
+	idle     time.Duration // without a byte, an attempt is given up
+	backoff  time.Duration // before the second attempt; doubled for each further one
+	longest  time.Duration // of any pause between attempts, also of one that the server asks for
+	attempts int           // in a row without a byte of progress
+}
+
+var defaultTiming = timing{idle: 30 * time.Second, backoff: 500 * time.Millisecond, longest: time.Minute, attempts: 6}
+
+// spaceCheckEvery is how often the disk is looked at while a body of unknown length is read.
+const spaceCheckEvery = 64 << 20
+
+// fetched is a verified and synced file in partial/.
+type fetched struct {
+	path, sha256, sha512 string
+	size                 int64
+}
+
+// fetch transfers f into partial/, or goes on with what is there, verifies it, and hands it to use, which moves or reads it.
+// Nobody else fetches the same file meanwhile. have is asked under that lock whether the file has become unnecessary.
+func (s *Store) fetch(ctx context.Context, f vendor.File, what string, report Report, have func() bool, use func(fetched) error) error {
+	if f.Member != nil {
+		return fault.New(fault.Invalid, "unsupported_source", "%s lies inside an archive, and this version of Apiary takes no models out of archives.", what)
+	}
+	if len(f.Sources) == 0 {
+		return fault.New(fault.Invalid, "invalid_source", "Nothing says where to get %s; report this to the maker of its plugin.", what)
+	}
+	key := partialKey(f)
+	unlock, err := s.lock(ctx, key, func() { report("wait", "waiting for another process that fetches "+what, nil) })
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if have() {
+		return nil
+	}
+	t := &transfer{s: s, file: f, what: what, part: s.path("partial", key+".part"), note: s.path("partial", key+".json"), meter: newMeter(report, "fetch", what, f.Size), report: report}
+	t.reset()
+	got, err := t.run(ctx)
+	if err != nil {
+		return noSpace(err)
+	}
+	if err := use(got); err != nil {
+		if fault.KindOf(err) == fault.Invalid { // the bytes are of no use to anybody; after other failures they are
+			return errors.Join(err, t.discard())
+		}
+		return noSpace(err)
+	}
+	return t.discard()
+}
+
+// partialKey names the partial file of f: by what it will contain, where that is known.
+func partialKey(f vendor.File) string {
+	switch {
+	case validDigest(f.Digests.SHA256):
+		return f.Digests.SHA256
+	case f.Digests.SHA512 != "":
+		return hashText("sha512:" + f.Digests.SHA512)
+	}
+	return hashText("url:" + f.Sources[0].URL)
+}
+
+// transfer is the fetching of one file.
+type transfer struct {
+	s          *Store
+	file       vendor.File
+	what       string // for messages
+	part, note string // paths
+	meter      *meter
+	report     Report
+	resumed    bool // bytes of several answers were put together
+	restarted  bool // that was undone already because the whole did not verify
+
+	// The hashes of the first hashed bytes of the part.
+	sha256, sha512 hash.Hash
+	hashed         int64
+}
+
+func (t *transfer) reset() { t.sha256, t.sha512, t.hashed = sha256.New(), sha512.New(), 0 }
+
+func (t *transfer) pinned() bool { return t.file.Digests != vendor.Digests{} }
+
+// discard removes what is left of the transfer.
+func (t *transfer) discard() error {
+	for _, p := range []string{t.part, t.note} {
+		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// run tries the sources in order.
+func (t *transfer) run(ctx context.Context) (fetched, error) {
+	var errs []error
+	for _, src := range t.file.Sources {
+		got, err := t.from(ctx, src)
+		if err == nil {
+			return got, nil
+		}
+		if _, ours := errors.AsType[*writeError](err); ours || ctx.Err() != nil || fault.KindOf(err) == fault.Exhausted || isNoSpace(err) {
+			return fetched{}, err
+		}
+		errs = append(errs, err)
+	}
+	// The first source is the preferred one, so its failure is the one to tell of; a wrong digest tells more than any.
+	for _, err := range errs {
+		if fault.As(err).Code == codeDigest {
+			return fetched{}, err
+		}
+	}
+	return fetched{}, errs[0]
+}
+
+func (t *transfer) from(ctx context.Context, src vendor.Source) (fetched, error) {
+	scheme, _, _ := strings.Cut(src.URL, ":")
+	if scheme != "https" && scheme != "http" {
+		return t.open(ctx, scheme, src)
+	}
+	failures := 0
+	for {
+		before := t.size()
+		err := t.attempt(ctx, src)
+		if err == nil {
+			var got fetched
+			if got, err = t.verify(); !errors.Is(err, errRestart) {
+				return got, err
+			}
+			continue
+		}
+		wait, again := shouldRetry(err)
+		if ctx.Err() != nil {
+			return fetched{}, ctx.Err()
+		}
+		if _, ours := errors.AsType[*writeError](err); ours || !again {
+			return fetched{}, err
+		}
+		if t.size() > before {
+			failures = 0
+		}
+		if failures++; failures >= t.s.timing.attempts {
+			return fetched{}, err
+		}
+		if wait == 0 {
+			wait = time.Duration(rand.Int64N(int64(t.s.timing.backoff<<min(failures, 10)))) + 1
+		}
+		if wait > t.s.timing.longest {
+			wait = t.s.timing.longest
+		}
+		t.report("retry", fmt.Sprintf("%s: %v; trying again", t.what, err), nil)
+		if err := sleep(ctx, wait); err != nil {
+			return fetched{}, err
+		}
+	}
+}
+
+// open reads a source that is no network protocol.
+func (t *transfer) open(ctx context.Context, scheme string, src vendor.Source) (fetched, error) {
+	o, ok := t.s.opts.Openers[scheme]
+	if !ok {
+		return fetched{}, fault.New(fault.Invalid, "invalid_source", "%s comes from a source %q that Apiary cannot open; report this to the maker of its plugin.", t.what, scheme)
+	}
+	r, n, err := o.Open(ctx, src.URL)
+	if err != nil {
+		return fetched{}, err
+	}
+	defer r.Close()
+	if err := t.s.checkSpace(n, t.what); err != nil {
+		return fetched{}, err
+	}
+	f, err := t.openPart()
+	if err != nil {
+		return fetched{}, err
+	}
+	defer f.Close()
+	if err := t.rewind(f); err != nil {
+		return fetched{}, err
+	}
+	if err := t.receive(ctx, f, r, n, func() {}); err != nil {
+		return fetched{}, err
+	}
+	return t.verify()
+}
+
+// retryError is a failure that may pass.
+type retryError struct {
+	err  error
+	wait time.Duration // 0: the usual pause
+}
+
+func (e *retryError) Error() string { return e.err.Error() }
+func (e *retryError) Unwrap() error { return e.err }
+
+func shouldRetry(err error) (wait time.Duration, again bool) {
+	if e, ok := errors.AsType[*retryError](err); ok {
+		return e.wait, true
+	}
+	return 0, false
+}
+
+func (t *transfer) size() int64 {
+	st, err := os.Lstat(t.part)
+	if err != nil {
+		return 0
+	}
+	return st.Size()
+}
+
+func (t *transfer) openPart() (*os.File, error) {
+	f, err := os.OpenFile(t.part, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, &writeError{noSpace(fmt.Errorf("open partial file: %w", err))}
+	}
+	return f, nil
+}
+
+// rewind empties the partial file.
+func (t *transfer) rewind(f *os.File) error {
+	t.reset()
+	if err := f.Truncate(0); err != nil {
+		return &writeError{err}
+	}
+	_, err := f.Seek(0, io.SeekStart)
+	return err
+}
+
+// catchUp brings the hashes to the end of the n bytes that are in the part.
+func (t *transfer) catchUp(ctx context.Context, f *os.File, n int64) error {
+	if t.hashed > n {
+		t.reset()
+	}
+	_, err := copyContext(ctx, io.MultiWriter(t.sha256, t.sha512), io.NewSectionReader(f, t.hashed, n-t.hashed), nil)
+	t.hashed = n
+	if err == nil {
+		_, err = f.Seek(n, io.SeekStart)
+	}
+	return err
+}
+
+// attempt makes one request for what is missing and appends what arrives. nil means that the part is complete.
+func (t *transfer) attempt(ctx context.Context, src vendor.Source) error {
+	f, err := t.openPart()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	plain, _, _ := strings.Cut(src.URL, "?")
+	n, etag := t.size(), t.readNote(plain)
+	// Bytes from before are only of use when the end can be proved, or when the server can say that they are still current.
+	if n > 0 && (!t.pinned() && etag == "" || t.file.Size >= 0 && n > t.file.Size) {
+		n = 0
+	}
+	t.resumed = n > 0
+	if n == 0 {
+		if err := t.rewind(f); err != nil {
+			return err
+		}
+	} else if err := t.catchUp(ctx, f, n); err != nil {
+		return err
+	}
+	if t.file.Size >= 0 && n == t.file.Size || n > 0 && t.pinned() && t.mismatch() == "" {
+		return nil
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watchdog := time.AfterFunc(t.s.timing.idle, func() { cancel(errStalled) })
+	defer watchdog.Stop()
+	stall := func(err error) error {
+		if err == nil || !errors.Is(context.Cause(ctx), errStalled) {
+			return err
+		}
+		return &retryError{err: fault.New(fault.Unavailable, "source_stalled", "The source of %s sent nothing for %v; try again later.", t.what, t.s.timing.idle)}
+	}
+	req, err := newRequest(ctx, http.MethodGet, src.URL, src.Credential, t.s.opts.Credentials)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Accept-Encoding", "identity")
+	if n > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", n))
+		if etag != "" {
+			req.Header.Set("If-Range", etag)
+		}
+	}
+	res, err := t.s.client.Do(req)
+	if err != nil {
+		return stall(&retryError{err: unreachable(req.URL.Host, err)})
+	}
+	defer res.Body.Close()
+	n, total, err := t.accept(res, f, n)
+	if err != nil {
+		return err
+	}
+	if tag := res.Header.Get("ETag"); strings.HasPrefix(tag, `"`) { // weak ones prove nothing about bytes
+		if err := t.s.publishJSON(t.note, note{URL: plain, ETag: tag}); err != nil {
+			return &writeError{err}
+		}
+	} else if err := os.Remove(t.note); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return &writeError{err}
+	}
+	if total >= 0 {
+		t.meter.total = total
+		if err := t.s.checkSpace(total-n, t.what); err != nil {
+			return err
+		}
+	}
+	return stall(t.receive(ctx, f, res.Body, total, func() { watchdog.Reset(t.s.timing.idle) }))
+}
+
+// accept looks at the head of an answer to a request for the bytes from n. It returns where the body starts and the length of
+// the whole file, -1 if that is not known.
+func (t *transfer) accept(res *http.Response, f *os.File, n int64) (at, total int64, err error) {
+	host := res.Request.URL.Host
+	switch c := res.StatusCode; {
+	case c == http.StatusOK:
+		if n > 0 {
+			if err := t.rewind(f); err != nil {
+				return 0, 0, err
+			}
+		}
+		n, total, t.resumed = 0, res.ContentLength, false
+	case c == http.StatusPartialContent && n > 0:
+		var start, end int64
+		if start, end, total, err = parseContentRange(res.Header.Get("Content-Range")); err != nil || start != n || res.ContentLength >= 0 && res.ContentLength != end-start+1 || total >= 0 && end != total-1 {
+			return 0, 0, t.startOver(f, fault.New(fault.Unavailable, "source_broken", "%s answered a request for a part of %s with another part; try again later.", host, t.what))
+		}
+	case c == http.StatusRequestedRangeNotSatisfiable && n > 0:
+		return 0, 0, t.startOver(f, fault.New(fault.Unavailable, "source_broken", "%s has not the rest of %s; try again later.", host, t.what))
+	case c == http.StatusUnauthorized || c == http.StatusForbidden:
+		return 0, 0, fault.New(fault.Denied, "source_denied", "%s refused to send %s (status %d); set a credential for it with `apiary credential set`.", host, t.what, c)
+	case c == http.StatusNotFound || c == http.StatusGone:
+		return 0, 0, fault.New(fault.NotFound, "source_not_found", "%s has no such file as it should send for %s (status %d); check the reference.", host, t.what, c)
+	case c == http.StatusTooManyRequests || c == http.StatusRequestTimeout || c >= 500:
+		return 0, 0, &retryError{err: fault.New(fault.Unavailable, "source_unavailable", "%s answered %d to the request for %s; try again later.", host, c, t.what), wait: retryAfter(res.Header, time.Now())}
+	default:
+		return 0, 0, fault.New(fault.Unavailable, "source_broken", "%s answered %d to the request for %s; check that the configured address is right.", host, c, t.what)
+	}
+	if e := res.Header.Get("Content-Encoding"); e != "" && e != "identity" {
+		return 0, 0, fault.New(fault.Unavailable, "source_broken", "%s sent %s encoded as %q, which it was asked not to do.", host, t.what, e)
+	}
+	if t.file.Size >= 0 {
+		if total >= 0 && total != t.file.Size {
+			return 0, 0, fault.New(fault.Conflict, "source_changed", "%s has %s with %d bytes, and %d were promised; the file has changed since, pull the model again.", host, t.what, total, t.file.Size)
+		}
+		total = t.file.Size
+	}
+	return n, total, nil
+}
+
+// startOver empties the part and asks for another attempt.
+func (t *transfer) startOver(f *os.File, cause error) error {
+	if err := t.rewind(f); err != nil {
+		return err
+	}
+	return &retryError{err: cause}
+}
+
+// receive appends a body to the part, to which the hashes have been brought up. total is the length of the whole file, -1
+// when it ends where the body ends. alive is called for every piece.
+func (t *transfer) receive(ctx context.Context, f *os.File, body io.Reader, total int64, alive func()) error {
+	start, checked := t.hashed, t.hashed
+	var full error
+	progress := func(n int64) {
+		alive()
+		t.hashed = start + n
+		t.meter.set(t.hashed)
+		if total < 0 && t.hashed-checked >= spaceCheckEvery && full == nil {
+			checked = t.hashed
+			full = t.s.checkSpace(spaceCheckEvery, t.what)
+		}
+	}
+	if total >= 0 {
+		body = io.LimitReader(body, total-start+1) // one more, to notice a body that is too long
+	}
+	w := writerFunc(func(p []byte) (int, error) {
+		if full != nil {
+			return 0, full
+		}
+		t.s.at("part grows")
+		n, err := f.Write(p)
+		t.sha256.Write(p[:n])
+		t.sha512.Write(p[:n])
+		return n, err
+	})
+	_, err := copyContext(ctx, w, body, progress)
+	if _, ours := errors.AsType[*writeError](err); ours {
+		t.reset() // how much was hashed is not known any more
+		return err
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return &retryError{err: fault.New(fault.Unavailable, "source_cut", "The connection broke while %s was fetched (%v); try again.", t.what, err)}
+	}
+	switch {
+	case total >= 0 && t.hashed > total:
+		if err := t.rewind(f); err != nil {
+			return err
+		}
+		return fault.New(fault.Unavailable, "source_broken", "The source of %s sent more than the %d bytes that it should have.", t.what, total)
+	case total >= 0 && t.hashed < total:
+		return &retryError{err: fault.New(fault.Unavailable, "source_cut", "The source of %s ended after %d of %d bytes; try again.", t.what, t.hashed, total)}
+	}
+	if err := f.Sync(); err != nil {
+		return &writeError{err}
+	}
+	t.meter.finish(t.hashed)
+	t.s.at("part complete")
+	return nil
+}
+
+type writerFunc func(p []byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// errStalled is why an attempt is cancelled by its watchdog.
+var errStalled = errors.New("nothing arrives")

@@ -1,0 +1,239 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/apiary-dev/apiary/core/client"
+	"github.com/apiary-dev/apiary/core/contract"
+)
+
+func (a *app) modelCommand() *cobra.Command {
+	var hive string
+	pull := &cobra.Command{Use: "pull MODEL", Short: "Fetch a model into the catalog", Args: argCount(1, 1, "MODEL"),
+		RunE: interruptible(func(ctx context.Context, args []string) error {
+			ref, err := reference(args[0])
+			if err != nil {
+				return err
+			}
+			return fetch(ctx, a, contract.ArtifactRef{Operation: contract.OpModelDownload, Reference: ref, HiveID: hive}, "model  ", func(m contract.Model) string {
+				return fmt.Sprintf("%s · %s · verified", m.ID, megabytes(uint64(m.SizeBytes)))
+			})
+		})}
+	list := &cobra.Command{Use: "list", Short: "List the models: fetched ones and those of the configuration", Args: argCount(0, 0, ""),
+		RunE: interruptible(func(ctx context.Context, _ []string) error {
+			return ask(ctx, a, op{Operation: contract.OpModelList}, func(views []contract.ModelView) error {
+				rows := make([][]string, 0, len(views))
+				for _, v := range views {
+					row := []string{displayName(v), "-", "-", "-", fmt.Sprint(len(v.Workers)), "not fetched"}
+					if m := v.Model; m != nil {
+						row[1], row[2], row[3] = cmp.Or(m.Architecture, "-"), cmp.Or(m.Quantization, "-"), m.SizeBytes.String()
+						row[5] = m.ID
+					}
+					rows = append(rows, row)
+				}
+				return a.table([]string{"MODEL", "ARCHITECTURE", "QUANT", "SIZE", "WORKERS", "ID"}, rows, "There are no models; `apiary model pull REFERENCE` fetches one.")
+			})
+		})}
+	get := &cobra.Command{Use: "get MODEL", Short: "Show a model", Args: argCount(1, 1, "MODEL"),
+		RunE: interruptible(func(ctx context.Context, args []string) error {
+			ref, err := reference(args[0])
+			if err != nil {
+				return err
+			}
+			return ask(ctx, a, contract.ArtifactRef{Operation: contract.OpModelGet, Reference: ref, HiveID: hive}, func(m contract.Model) error {
+				chat := "no: it continues text"
+				if m.Chat {
+					chat = "yes"
+				}
+				rows := [][2]string{{"id", m.ID}, {"references", strings.Join(m.References, ", ")}, {"vendor", m.Vendor}, {"format", m.Format},
+					{"architecture", m.Architecture}, {"quantization", m.Quantization}, {"parameters", count(m.Parameters)}, {"context", count(uint64(m.ContextLength))},
+					{"chat", chat}, {"size", m.SizeBytes.String()}, {"added", when(m.AddedAt)}}
+				for _, f := range m.Files {
+					at := f.Path
+					if f.InPlace != nil {
+						at = f.InPlace.Path
+					}
+					rows = append(rows, [2]string{"file", fmt.Sprintf("%s · %s · sha256 %s", at, f.SizeBytes, f.SHA256)})
+				}
+				return a.fields(rows)
+			})
+		})}
+	rm := &cobra.Command{Use: "rm MODEL", Aliases: []string{"delete"}, Short: "Take a model out of the catalog", Args: argCount(1, 1, "MODEL"),
+		RunE: interruptible(func(ctx context.Context, args []string) error {
+			ref, err := reference(args[0])
+			if err != nil {
+				return err
+			}
+			return a.remove(ctx, contract.ArtifactRef{Operation: contract.OpModelDelete, Reference: ref, HiveID: hive}, "model "+ref)
+		})}
+	for _, c := range []*cobra.Command{pull, get, rm} {
+		hiveFlag(c, &hive)
+	}
+	return a.holder("model", "Fetch, list and remove models", pull, list, get, rm)
+}
+
+func (a *app) engineCommand() *cobra.Command {
+	var hive string
+	install := &cobra.Command{Use: "install [REFERENCE]", Short: "Install an engine (default: the one of the configuration)", Args: argCount(0, 1, "[REFERENCE]"),
+		RunE: interruptible(func(ctx context.Context, args []string) error {
+			ref, err := a.engineReference(args)
+			if err != nil {
+				return err
+			}
+			return fetch(ctx, a, contract.ArtifactRef{Operation: contract.OpWorkerInstall, Reference: ref, HiveID: hive}, "engine ", engineLine)
+		})}
+	list := &cobra.Command{Use: "list", Short: "List the installed engines", Args: argCount(0, 0, ""),
+		RunE: interruptible(func(ctx context.Context, _ []string) error {
+			return ask(ctx, a, contract.ArtifactRef{Operation: contract.OpWorkerInstalledList, HiveID: hive}, func(engines []contract.Engine) error {
+				rows := make([][]string, 0, len(engines))
+				for _, e := range engines {
+					var devices []string
+					for _, d := range e.Devices {
+						devices = append(devices, d.ID)
+					}
+					rows = append(rows, []string{e.Name, buildOf(e), e.Platform, strings.Join(devices, ","), e.SizeBytes.String(), e.ID})
+				}
+				return a.table([]string{"ENGINE", "BUILD", "PLATFORM", "DEVICES", "SIZE", "ID"}, rows, "There are no engines; `apiary engine install` fetches one.")
+			})
+		})}
+	rm := &cobra.Command{Use: "rm REFERENCE", Aliases: []string{"delete"}, Short: "Remove an installed engine", Args: argCount(1, 1, "REFERENCE"),
+		RunE: interruptible(func(ctx context.Context, args []string) error {
+			ref, err := a.engineReference(args)
+			if err != nil {
+				return err
+			}
+			return a.remove(ctx, contract.ArtifactRef{Operation: contract.OpWorkerRemove, Reference: ref, HiveID: hive}, "engine "+ref)
+		})}
+	for _, c := range []*cobra.Command{install, list, rm} {
+		hiveFlag(c, &hive)
+	}
+	return a.holder("engine", "Install, list and remove engines", install, list, rm)
+}
+
+// engineReference is the argument with its path made absolute, or the source of the configuration's first native worker.
+func (a *app) engineReference(args []string) (string, error) {
+	if len(args) == 0 {
+		return a.defaultEngine()
+	}
+	if dir, ok := strings.CutPrefix(args[0], "path:"); ok {
+		abs, err := absolute(dir)
+		return "path:" + abs, err
+	}
+	return args[0], nil
+}
+
+func engineLine(e contract.Engine) string {
+	return fmt.Sprintf("%s %s for %s %s %s · verified · self-test ok", e.Name, buildOf(e), e.Platform, bar(1, 1), megabytes(uint64(e.SizeBytes)))
+}
+
+// buildOf is the build as the engine's self-test named it, which may begin with the engine's own name.
+func buildOf(e contract.Engine) string {
+	return cmp.Or(strings.TrimSpace(strings.TrimPrefix(e.Build, e.Name)), e.Version)
+}
+
+func hiveFlag(c *cobra.Command, hive *string) {
+	c.Flags().StringVar(hive, "hive", "", "node `id` of the hive (default: the local one to fetch, every one otherwise)")
+}
+
+// op is an operation without fields.
+type op struct {
+	Operation string `json:"operation"`
+}
+
+// ask runs a reading operation and shows its result: as JSON, or by show.
+func ask[T any](ctx context.Context, a *app, operation any, show func(T) error) error {
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	result, err := client.Run[T](ctx, c.Client, operation, nil)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(result)
+	}
+	return show(result)
+}
+
+// fetch runs an operation that brings something, tells its story and says what came of it.
+func fetch[T any](ctx context.Context, a *app, operation any, label string, line func(T) string) error {
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	s := newStory(a.err, a.getenv)
+	defer s.clear()
+	s.step(label)
+	result, err := client.Run[T](ctx, c.Client, operation, s.narrate)
+	if err != nil {
+		return err
+	}
+	s.done("%s", line(result))
+	if a.json {
+		return a.printJSON(result)
+	}
+	return nil
+}
+
+// remove runs an operation that takes something away.
+func (a *app) remove(ctx context.Context, operation any, what string) error {
+	c, err := a.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := c.Do(ctx, operation, nil); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(a.err, "Removed %s.\n", what)
+	return err
+}
+
+// displayName is the name by which people know a model: the configured one, else the reference that was asked for.
+func displayName(v contract.ModelView) string {
+	if len(v.Names) > 0 {
+		return v.Names[0]
+	}
+	return cmp.Or(v.Source, v.ID)
+}
+
+// fields shows one thing, a line for each property that it has.
+func (a *app) fields(rows [][2]string) error {
+	width := 0
+	for _, r := range rows {
+		width = max(width, len(r[0]))
+	}
+	for _, r := range rows {
+		if r[1] == "" {
+			continue
+		}
+		if _, err := fmt.Fprintf(a.out, "%-*s  %s\n", width, r[0], r[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// count writes a number with its thousands apart; 0 is not known.
+func count(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return thousands(int(n))
+}
+
+func when(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.Local().Format(time.DateTime)
+}

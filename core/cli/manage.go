@@ -1,0 +1,278 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/apiary-dev/apiary/core/agent"
+	"github.com/apiary-dev/apiary/core/config"
+	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/process"
+	"github.com/apiary-dev/apiary/core/secret"
+)
+
+func (a *app) hiveCommand() *cobra.Command {
+	list := &cobra.Command{Use: "list", Short: "List the hives that the queen knows", Args: argCount(0, 0, ""),
+		RunE: interruptible(func(ctx context.Context, _ []string) error {
+			return ask(ctx, a, op{Operation: contract.OpHiveList}, func(hives []contract.HiveView) error {
+				rows := make([][]string, 0, len(hives))
+				for _, h := range hives {
+					rows = append(rows, []string{h.Name, h.ID, h.Address, string(h.Liveness), fmt.Sprint(h.Devices), fmt.Sprint(h.Models), fmt.Sprint(h.Engines),
+						h.MemoryFree.String(), h.DiskFree.String(), h.Version})
+				}
+				return a.table([]string{"NAME", "ID", "ADDRESS", "STATE", "DEVICES", "MODELS", "ENGINES", "MEMORY FREE", "DISK FREE", "VERSION"}, rows, "The queen knows no hives.")
+			})
+		})}
+	return a.holder("hive", "Look at the hives", list)
+}
+
+func (a *app) deviceCommand() *cobra.Command {
+	var hive string
+	list := &cobra.Command{Use: "list", Short: "List what can run a model", Args: argCount(0, 0, ""),
+		RunE: interruptible(func(ctx context.Context, _ []string) error {
+			return ask(ctx, a, contract.ArtifactRef{Operation: contract.OpDeviceList, HiveID: hive}, func(devices []contract.Device) error {
+				rows := make([][]string, 0, len(devices))
+				for _, d := range devices {
+					cores := "-"
+					if d.Cores > 0 {
+						cores = fmt.Sprint(d.Cores)
+					}
+					rows = append(rows, []string{d.ID, d.Kind, d.Name, cores, d.MemoryTotal.String(), d.MemoryFree.String(), d.Source})
+				}
+				return a.table([]string{"DEVICE", "KIND", "NAME", "CORES", "MEMORY", "FREE", "LISTED BY"}, rows, "There are no devices.")
+			})
+		})}
+	hiveFlag(list, &hive)
+	return a.holder("device", "Look at the devices", list)
+}
+
+func (a *app) jobCommand() *cobra.Command {
+	list := &cobra.Command{Use: "list", Short: "List the queen's jobs of the last hour", Args: argCount(0, 0, ""),
+		RunE: interruptible(func(ctx context.Context, _ []string) error {
+			c, err := a.connect(ctx)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			jobs, err := c.Jobs(ctx)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(jobs)
+			}
+			rows := make([][]string, 0, len(jobs))
+			for _, j := range jobs {
+				note := ""
+				if j.Error != nil {
+					note = j.Error.Message
+				}
+				rows = append(rows, []string{j.ID, j.Operation, string(j.State), when(j.CreatedAt), note})
+			}
+			return a.table([]string{"JOB", "OPERATION", "STATE", "STARTED", ""}, rows, "There are no jobs.")
+		})}
+	follow := &cobra.Command{Use: "follow ID", Short: "Tell a job's story from its start to its end", Args: argCount(1, 1, "ID"),
+		RunE: interruptible(func(ctx context.Context, args []string) error {
+			c, err := a.connect(ctx)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			result, err := c.Follow(ctx, args[0], func(n contract.Narration) {
+				if a.json {
+					_ = a.printJSON(n)
+					return
+				}
+				_, _ = fmt.Fprintf(a.out, "%s  %-8s  %s\n", n.Time.Local().Format("15:04:05"), n.Action, printable(n.Message))
+			})
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(a.out, "%s\n", result)
+			return err
+		})}
+	cancel := &cobra.Command{Use: "cancel ID", Short: "Cancel a job", Args: argCount(1, 1, "ID"),
+		RunE: interruptible(func(ctx context.Context, args []string) error {
+			c, err := a.connect(ctx)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			if err := c.Cancel(ctx, args[0]); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(a.err, "Cancelled %s.\n", args[0])
+			return err
+		})}
+	return a.holder("job", "List, follow and cancel jobs", list, follow, cancel)
+}
+
+func (a *app) credentialCommand() *cobra.Command {
+	var hosts []string
+	set := &cobra.Command{Use: "set NAME", Short: "Store a credential, read from the terminal or from standard input", Args: argCount(1, 1, "NAME"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			store, err := a.credentials()
+			if err != nil {
+				return err
+			}
+			value, err := a.readSecret(args[0])
+			if err != nil {
+				return err
+			}
+			if err := store.Set(args[0], value, hosts); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(a.err, "Stored credential %s; it is sent to %s only.\n", args[0], strings.Join(hosts, ", "))
+			return err
+		}}
+	set.Flags().StringSliceVar(&hosts, "host", nil, "`host` that may be sent the credential (repeatable)")
+	list := &cobra.Command{Use: "list", Short: "List the stored credentials, without their values", Args: argCount(0, 0, ""),
+		RunE: func(*cobra.Command, []string) error {
+			store, err := a.credentials()
+			if err != nil {
+				return err
+			}
+			all, err := store.List()
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(all)
+			}
+			rows := make([][]string, 0, len(all))
+			for _, c := range all {
+				rows = append(rows, []string{c.Name, c.Value.String(), strings.Join(c.Hosts, ", ")})
+			}
+			return a.table([]string{"NAME", "VALUE", "HOSTS"}, rows, "There are no stored credentials.")
+		}}
+	rm := &cobra.Command{Use: "rm NAME", Aliases: []string{"delete"}, Short: "Forget a stored credential", Args: argCount(1, 1, "NAME"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			store, err := a.credentials()
+			if err != nil {
+				return err
+			}
+			if err := store.Remove(args[0]); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(a.err, "Removed credential %s.\n", args[0])
+			return err
+		}}
+	return a.holder("credential", "Store secrets for vendors, in the data folder", set, list, rm)
+}
+
+func (a *app) credentials() (*config.Credentials, error) {
+	home, err := a.home()
+	if err != nil {
+		return nil, err
+	}
+	return config.OpenCredentials(home), nil
+}
+
+// readSecret reads a value without showing it. It is never an argument: other users see those.
+func (a *app) readSecret(name string) (secret.Secret, error) {
+	var line string
+	if f, ok := a.in.(interface{ Fd() uintptr }); ok && isTerminal(a.in) {
+		_, _ = fmt.Fprintf(a.err, "Value of %s (it is not shown): ", name)
+		b, err := term.ReadPassword(int(f.Fd()))
+		_, _ = fmt.Fprintln(a.err)
+		if err != nil {
+			return "", fmt.Errorf("read the value: %w", err)
+		}
+		line = string(b)
+	} else {
+		var err error
+		if line, err = bufio.NewReader(io.LimitReader(a.in, 64<<10)).ReadString('\n'); err != nil && !errors.Is(err, io.EOF) {
+			return "", fmt.Errorf("read the value: %w", err)
+		}
+	}
+	v := strings.TrimRight(line, "\r\n")
+	if strings.TrimSpace(v) == "" {
+		return "", fault.New(fault.Invalid, "empty_secret", "The value of credential %s is empty; type it at the prompt or pipe it in.", name)
+	}
+	return secret.Secret(v), nil
+}
+
+func (a *app) configCommand() *cobra.Command {
+	validate := &cobra.Command{Use: "validate [FILE]", Short: "Check the configuration and show every mistake", Args: argCount(0, 1, "[FILE]"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				a.configPath = args[0]
+			}
+			cfg, err := a.loadConfig("")
+			if diags, ok := errors.AsType[config.Diagnostics](err); ok && a.json {
+				if err := a.printJSON(map[string]any{"valid": false, "diagnostics": diags}); err != nil {
+					return err
+				}
+				a.exit = fault.ExitCode(fault.New(fault.Invalid, "", ""))
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(map[string]any{"valid": true, "path": cfg.Path})
+			}
+			name := cfg.Path
+			if name == "" {
+				name = "The built-in configuration"
+			}
+			_, err = fmt.Fprintf(a.out, "%s is valid.\n", name)
+			return err
+		}}
+	show := &cobra.Command{Use: "show", Short: "Print the effective configuration; secrets are ***", Args: argCount(0, 0, ""),
+		RunE: func(*cobra.Command, []string) error {
+			cfg, err := a.loadConfig("")
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return cfg.ShowJSON(a.out)
+			}
+			return cfg.Show(a.out)
+		}}
+	return a.holder("config", "Check and show the configuration", validate, show)
+}
+
+// defaultEngine is the engine of the first native worker block.
+func (a *app) defaultEngine() (string, error) {
+	cfg, err := a.loadConfig("")
+	if err != nil {
+		return "", err
+	}
+	for _, w := range cfg.Workers {
+		if w.Adapter == config.AdapterNative && w.Source != "" {
+			return w.Source, nil
+		}
+	}
+	return "", fault.New(fault.Invalid, "no_engine", "No worker block of the configuration names an engine; give its reference.")
+}
+
+// execChildCommand is how hives start workers: it gives up privileges and becomes the program.
+func (a *app) execChildCommand() *cobra.Command {
+	return &cobra.Command{Use: "exec-child -- PATH [ARGUMENT…]", Hidden: true, Args: cobra.ArbitraryArgs, DisableFlagParsing: true,
+		RunE: func(_ *cobra.Command, args []string) error { return process.ExecChild(args) }}
+}
+
+func (a *app) agentCommand() *cobra.Command {
+	var insecure, dump, background bool
+	c := &cobra.Command{Use: "agent", Short: "Run an agent in the foreground: queen, hive or both, as configured", Args: argCount(0, 0, "")}
+	c.Long = c.Short + ".\n\nSIGTERM stops it: it refuses new requests, lets running ones finish, and leaves the workers alone. A second SIGTERM makes it hurry."
+	c.Flags().BoolVar(&insecure, "insecure-i-know", false, "listen where other machines can connect, although there are no keys and certificates")
+	c.Flags().BoolVar(&dump, "dump-routes", false, "print the table of routes and exit")
+	c.Flags().BoolVar(&background, "background", false, "log to agent.log in the data folder")
+	_ = c.Flags().MarkHidden("background") // how other commands start it
+	c.RunE = func(*cobra.Command, []string) error {
+		return a.serve(agentFlags{insecure: insecure, dump: dump, background: background})
+	}
+	return c
+}
+
+var _ = agent.Run

@@ -1,0 +1,116 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/apiary-dev/apiary/core/fault"
+)
+
+// printJSON writes v for programs: one indented JSON value.
+func (a *app) printJSON(v any) error {
+	e := json.NewEncoder(a.out)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
+}
+
+// table writes rows under upper-case headings in columns two spaces apart. Without rows it says empty on stderr.
+func (a *app) table(headings []string, rows [][]string, empty string) error {
+	if len(rows) == 0 {
+		_, err := fmt.Fprintln(a.err, empty)
+		return err
+	}
+	return writeTable(a.out, headings, rows)
+}
+
+func writeTable(w io.Writer, headings []string, rows [][]string) error {
+	widths := make([]int, len(headings))
+	for _, row := range append([][]string{headings}, rows...) {
+		for i, cell := range row {
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+	var b strings.Builder
+	for _, row := range append([][]string{headings}, rows...) {
+		for i, cell := range row {
+			b.WriteString(cell)
+			if i < len(row)-1 {
+				b.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2))
+			}
+		}
+		b.WriteByte('\n')
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// fail writes an error for whoever reads stderr: a sentence, or a JSON object under --json.
+func (a *app) fail(err error) {
+	e := fault.As(err)
+	switch {
+	case a.json:
+		w := fault.Wire(err, "")
+		w.Message = e.Message // this is the caller's own terminal: nothing to hide
+		_ = json.NewEncoder(a.err).Encode(map[string]any{"error": w, "exit_code": fault.ExitCode(err)})
+	case e.Kind == fault.Interrupted:
+		_, _ = fmt.Fprintln(a.err, "Interrupted.")
+	case strings.HasPrefix(e.Message, "Error: "):
+		_, _ = fmt.Fprintln(a.err, strings.TrimRight(e.Message, "\n"))
+	default:
+		_, _ = fmt.Fprintln(a.err, "Error: "+sentence(e.Message))
+	}
+}
+
+// sentence makes a full sentence of a message that came from a library: it starts with a capital and ends with a full stop.
+func sentence(s string) string {
+	s = strings.TrimSpace(s)
+	if s == "" {
+		return "Something failed without saying why."
+	}
+	if first, size := utf8.DecodeRuneInString(s); first >= 'a' && first <= 'z' && !strings.ContainsAny(firstWord(s), ":/._=@") {
+		s = strings.ToUpper(s[:size]) + s[size:]
+	}
+	if !strings.ContainsAny(s[len(s)-1:], ".!?)") {
+		s += "."
+	}
+	return s
+}
+
+func firstWord(s string) string {
+	w, _, _ := strings.Cut(s, " ")
+	return strings.TrimSuffix(w, ":")
+}
+
+// plural gives "1 worker" or "3 workers".
+func plural(n int, one string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %ss", n, one)
+}
+
+// thousands writes 3900 as 3,900.
+func thousands(n int) string {
+	s := fmt.Sprint(n)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// megabytes writes an amount in the powers of ten that vendors and browsers show for downloads.
+func megabytes(n uint64) string {
+	switch {
+	case n >= 1e9:
+		return fmt.Sprintf("%.1f GB", float64(n)/1e9)
+	case n >= 1e6:
+		return fmt.Sprintf("%.1f MB", float64(n)/1e6)
+	case n >= 1e3:
+		return fmt.Sprintf("%.0f kB", float64(n)/1e3)
+	}
+	return fmt.Sprintf("%d B", n)
+}

@@ -1,0 +1,314 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/apiary-dev/apiary/core/client"
+	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/openai"
+)
+
+// The story of `apiary run` without arguments.
+const (
+	storyModel  = "builtin:stories260k"
+	storyPrompt = "Once upon a time"
+	storyTokens = 240
+)
+
+// storySampling keeps the small model close to what it is sure of. It has no end of text: after one story it begins the next.
+func storySampling() openai.Sampling {
+	temperature, topP, tokens := 0.5, 0.9, storyTokens
+	return openai.Sampling{Temperature: &temperature, TopP: &topP, MaxTokens: &tokens, Stop: openai.Strings{storyPrompt}}
+}
+
+// samplingFlags are the flags by which run and chat choose tokens; what is not given stays the agent's default.
+type samplingFlags struct {
+	command                *cobra.Command
+	tokens                 int
+	temperature, topP, min float64
+	seed                   int64
+}
+
+func (f *samplingFlags) add(c *cobra.Command) {
+	f.command = c
+	c.Flags().IntVar(&f.tokens, "max-tokens", 0, "`tokens` of the answer at most (default: until the text ends)")
+	c.Flags().Float64Var(&f.temperature, "temperature", 1, "0 always takes the likeliest token")
+	c.Flags().Float64Var(&f.topP, "top-p", 1, "take from the likeliest tokens that add up to this `probability`")
+	c.Flags().Float64Var(&f.min, "min-p", 0, "leave out tokens less likely than this `share` of the likeliest")
+	c.Flags().Int64Var(&f.seed, "seed", 0, "the same `number` gives the same answer (default: another one each time)")
+}
+
+func (f *samplingFlags) sampling() openai.Sampling {
+	var s openai.Sampling
+	given := f.command.Flags().Changed
+	if given("max-tokens") {
+		s.MaxTokens = &f.tokens
+	}
+	if given("temperature") {
+		s.Temperature = &f.temperature
+	}
+	if given("top-p") {
+		s.TopP = &f.topP
+	}
+	if given("min-p") {
+		s.MinP = &f.min
+	}
+	if given("seed") {
+		s.Seed = &f.seed
+	}
+	return s
+}
+
+func (a *app) runCommand() *cobra.Command {
+	var f samplingFlags
+	c := &cobra.Command{Use: "run [MODEL] [PROMPT]", Short: "Answer a prompt and exit; without arguments, tell a story", Args: argCount(0, -1, "[MODEL] [PROMPT]")}
+	c.Long = c.Short + `.
+
+An agent is started in the background when none runs; the engine, the model and a worker are fetched and started as needed.
+A model with a chat template answers; one without continues the text. The prompt "-", or none in a pipe, is read from
+standard input. The answer goes to standard output, everything else to standard error.`
+	f.add(c)
+	c.RunE = interruptible(func(ctx context.Context, args []string) error {
+		if len(args) == 0 {
+			return a.tellStory(ctx, f)
+		}
+		return a.answer(ctx, args[0], strings.Join(args[1:], " "), f)
+	})
+	return c
+}
+
+// tellStory is the first minute: everything that is missing is fetched, then the small model tells a story.
+func (a *app) tellStory(ctx context.Context, f samplingFlags) error {
+	s := newStory(a.err, a.getenv)
+	defer s.clear()
+	c, err := a.ensure(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	p, err := c.prepare(ctx, a, s, storyModel)
+	if err != nil {
+		return err
+	}
+	sampling := storySampling()
+	override(&sampling, f.sampling())
+	if s.terminal {
+		s.line("")
+	}
+	emit := a.emitter()
+	if !a.json {
+		if err := emit(storyPrompt); err != nil {
+			return err
+		}
+	} else {
+		emit = discard
+	}
+	result, err := c.complete(ctx, p.name, storyPrompt, sampling, emit)
+	if !a.json {
+		end := "\n"
+		if result.FinishReason == contract.FinishLength {
+			end = "…\n"
+		}
+		_, _ = io.WriteString(a.out, end)
+	}
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(result)
+	}
+	if s.terminal {
+		s.line("")
+	}
+	s.line("  " + result.summary())
+	s.line(fmt.Sprintf("  A real model:   %s chat file:PATH", me()))
+	s.line(fmt.Sprintf("  Any client:     OPENAI_BASE_URL=%s/v1", c.base))
+	s.line(fmt.Sprintf("  Stop:           %s stop", me()))
+	return nil
+}
+
+func override(s *openai.Sampling, by openai.Sampling) {
+	if by.MaxTokens != nil {
+		s.MaxTokens = by.MaxTokens
+	}
+	if by.Temperature != nil {
+		s.Temperature, s.TopP = by.Temperature, nil
+	}
+	if by.TopP != nil {
+		s.TopP = by.TopP
+	}
+	if by.MinP != nil {
+		s.MinP = by.MinP
+	}
+	if by.Seed != nil {
+		s.Seed = by.Seed
+	}
+}
+
+func discard(string) error { return nil }
+
+// answer runs one prompt.
+func (a *app) answer(ctx context.Context, model, prompt string, f samplingFlags) error {
+	s := newStory(a.err, a.getenv)
+	defer s.clear()
+	c, err := a.ensure(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	p, err := c.prepare(ctx, a, s, model)
+	if err != nil {
+		return err
+	}
+	if prompt, err = a.prompt(model, prompt); err != nil {
+		return err
+	}
+	emit := a.emitter()
+	if a.json {
+		emit = discard
+	}
+	var result answer
+	if p.chat {
+		result, err = c.chat(ctx, p.name, []openai.Message{{Role: "user", Content: openai.Content(prompt)}}, f.sampling(), emit)
+	} else {
+		result, err = c.complete(ctx, p.name, prompt, f.sampling(), emit)
+	}
+	if err != nil {
+		if !a.json {
+			_, _ = fmt.Fprintln(a.out)
+		}
+		return err
+	}
+	if a.json {
+		return a.printJSON(result)
+	}
+	if _, err := fmt.Fprintln(a.out); err != nil {
+		return err
+	}
+	if s.terminal && isTerminal(a.out) {
+		s.line("\n  " + result.summary())
+	}
+	return nil
+}
+
+// maxPrompt bounds a prompt from standard input; the agent's limit for a body is about as much.
+const maxPrompt = 10 << 20
+
+// prompt is the argument, or what comes on standard input.
+func (a *app) prompt(model, given string) (string, error) {
+	if given != "" && given != "-" {
+		return given, nil
+	}
+	if isTerminal(a.in) && given == "" {
+		return "", fault.New(fault.Invalid, "no_prompt", "What should the model answer? Write `%s run %s \"…\"`, or `%s chat %s` to talk.", me(), model, me(), model)
+	}
+	b, err := io.ReadAll(io.LimitReader(a.in, maxPrompt+1))
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("read the prompt: %w", err)
+	case len(b) > maxPrompt:
+		return "", fault.New(fault.Invalid, "prompt_too_large", "The prompt on standard input is larger than %s.", contract.Bytes(maxPrompt))
+	case strings.TrimSpace(string(b)) == "":
+		return "", fault.New(fault.Invalid, "no_prompt", "The prompt on standard input is empty; write `%s run %s \"…\"`.", me(), model)
+	}
+	return strings.TrimSuffix(string(b), "\n"), nil
+}
+
+// prepared is a model that a worker serves.
+type prepared struct {
+	name string // to use in requests
+	chat bool
+}
+
+// prepare fetches the model and the engine and starts a worker, as far as they are missing, and tells about it.
+func (c *conn) prepare(ctx context.Context, a *app, s *story, arg string) (prepared, error) {
+	ref, err := reference(arg)
+	if err != nil {
+		return prepared{}, err
+	}
+	st, err := client.Run[contract.Status](ctx, c.Client, op{Operation: contract.OpStatus}, nil)
+	if err != nil {
+		return prepared{}, err
+	}
+	p := prepared{name: ref}
+	id, source := ref, ref
+	if i := slices.IndexFunc(st.Models, func(m contract.ModelView) bool {
+		return m.ID == ref || slices.Contains(m.Names, ref) || m.Source == ref
+	}); i >= 0 {
+		m := st.Models[i]
+		source = m.Source
+		if m.ID != "" {
+			id = m.ID
+			for _, w := range st.Workers {
+				if w.ModelID == id && serving(w) {
+					p.chat = slices.Contains(w.Capabilities, contract.CapabilityChat)
+					return p, nil
+				}
+			}
+		}
+	}
+	began := time.Now()
+	if !strings.HasPrefix(source, "echo:") {
+		s.step("model  ")
+		m, err := client.Run[contract.Model](ctx, c.Client, contract.ArtifactRef{Operation: contract.OpModelDownload, Reference: source}, s.narrate)
+		if err != nil {
+			return p, err
+		}
+		id, p.chat = m.ID, m.Chat
+		if err := c.prepareEngine(ctx, a, s); err != nil {
+			return p, err
+		}
+		began = time.Now()
+	}
+	s.step("model  ")
+	w, err := client.Run[contract.WorkerSpawned](ctx, c.Client, contract.WorkerSpawn{Operation: contract.OpWorkerSpawn, Model: id, Wait: true}, s.narrate)
+	if err != nil {
+		return p, err
+	}
+	view, err := client.Run[contract.WorkerView](ctx, c.Client, contract.WorkerRef{Operation: contract.OpWorkerGet, WorkerID: w.WorkerID}, nil)
+	if err != nil {
+		return p, err
+	}
+	p.chat = slices.Contains(view.Capabilities, contract.CapabilityChat)
+	s.done("%s · ready in %.1f s on %s", ref, time.Since(began).Seconds(), view.Device)
+	return p, nil
+}
+
+func serving(w contract.WorkerView) bool {
+	return w.Liveness == contract.LivenessAlive && w.Condition == "" && (w.Status == contract.StatusReady || w.Status == contract.StatusBusy)
+}
+
+// prepareEngine installs the engine of the configuration when the queen's hives have none of that reference, so that its
+// progress is a step of its own. A configuration without one leaves it to the agent, which may have another.
+func (c *conn) prepareEngine(ctx context.Context, a *app, s *story) error {
+	ref, err := a.defaultEngine()
+	if err != nil {
+		if fault.KindOf(err) == fault.Invalid {
+			return nil
+		}
+		return err
+	}
+	engines, err := client.Run[[]contract.Engine](ctx, c.Client, contract.ArtifactRef{Operation: contract.OpWorkerInstalledList}, nil)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(engines, func(e contract.Engine) bool { return e.ID == ref || slices.Contains(e.References, ref) }) {
+		return nil
+	}
+	s.clear()
+	s.step("engine ")
+	e, err := client.Run[contract.Engine](ctx, c.Client, contract.ArtifactRef{Operation: contract.OpWorkerInstall, Reference: ref}, s.narrate)
+	if err != nil {
+		return err
+	}
+	s.done("%s", engineLine(e))
+	return nil
+}

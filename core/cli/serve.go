@@ -1,0 +1,85 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/apiary-dev/apiary/core/agent"
+	"github.com/apiary-dev/apiary/core/logging"
+)
+
+// Bounds of agent.log.
+const (
+	logMaxBytes = 10 << 20
+	logKeep     = 3
+)
+
+type agentFlags struct {
+	insecure   bool
+	dump       bool
+	background bool
+}
+
+// serve runs an agent until it is told to stop.
+func (a *app) serve(f agentFlags) error {
+	given := cmp.Or(a.addr, a.getenv("APIARY_ADDR"))
+	cfg, err := a.loadConfig(given)
+	if err != nil {
+		return err
+	}
+	own, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this executable: %w", err)
+	}
+	o := agent.Options{
+		Config: cfg, Version: a.version, Executable: own, Insecure: f.insecure,
+		// Where the queen was moved to another address, the usual port of the hive is another agent's.
+		FreeHivePort: given != "" && !cfg.Hive.ListenSet,
+	}
+	if f.dump {
+		return agent.DumpRoutes(a.out, o)
+	}
+	var w io.Writer = a.err
+	if f.background {
+		if err := os.MkdirAll(cfg.Home, 0o700); err != nil {
+			return fmt.Errorf("make the data folder: %w", err)
+		}
+		file, err := logging.OpenFile(agent.LogPath(cfg.Home), logMaxBytes, logKeep)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = file.Close() }()
+		w = file
+	}
+	o.Log = logging.New(w, logging.Options{Level: cfg.Agent.Log.Level, Format: cfg.Agent.Log.Format})
+
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	hurry, ended := make(chan struct{}), make(chan struct{})
+	o.Hurry = hurry
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	// Closing the terminal from which an agent was started is not a wish to end it.
+	signal.Ignore(syscall.SIGHUP)
+	defer close(ended)
+	go func() {
+		defer signal.Stop(signals) // a third signal ends the process at once
+		for _, act := range []func(){cancel, func() { close(hurry) }} {
+			select {
+			case <-signals:
+				act()
+			case <-ended:
+				return
+			}
+		}
+	}()
+	return agent.Run(ctx, o)
+}
+
+func keyPath(home, name string) string { return filepath.Join(home, "secrets", name) }

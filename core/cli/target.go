@@ -1,0 +1,190 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/apiary-dev/apiary/core/agent"
+	"github.com/apiary-dev/apiary/core/client"
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/secret"
+)
+
+const defaultAddress = "127.0.0.1:7833"
+
+// target is the agent that a command means.
+type target struct {
+	base  string // URL
+	home  string // data folder of this user: keys, run file, log
+	given string // the address as --addr or APIARY_ADDR gave it; empty: it was found
+}
+
+// conn talks to the queen of an agent.
+type conn struct {
+	target
+	*client.Client
+}
+
+// target finds the agent: --addr, APIARY_ADDR, the run file of the data folder, then the standard port.
+func (a *app) target() (target, error) {
+	home, err := a.home()
+	if err != nil {
+		return target{}, err
+	}
+	t := target{home: home, given: cmp.Or(a.addr, a.getenv("APIARY_ADDR"))}
+	if t.given != "" {
+		t.base, err = baseURL(t.given)
+		return t, err
+	}
+	r, err := agent.ReadRunFile(home)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return t, err
+	}
+	if r.Queen != "" {
+		// The file of an agent that was killed says where it was; the next one of this folder may be elsewhere.
+		if locked, err := agent.Locked(home); err == nil && locked {
+			t.base = r.Queen
+			return t, nil
+		}
+	}
+	t.base = "http://" + defaultAddress
+	if cfg, err := a.loadConfig(""); err == nil {
+		if u, err := baseURL(cfg.Queen.Listen); err == nil {
+			t.base = u
+		}
+	}
+	return t, nil
+}
+
+// home is the data folder. The configuration is read only where APIARY_HOME does not say it, so that a mistake in it does
+// not keep anybody from stopping an agent.
+func (a *app) home() (string, error) {
+	if h := a.getenv("APIARY_HOME"); h != "" {
+		return absolute(h)
+	}
+	cfg, err := a.loadConfig("")
+	if err != nil {
+		return "", err
+	}
+	return cfg.Home, nil
+}
+
+// baseURL reads host:port or a URL. An address that means every interface is called at loopback.
+func baseURL(addr string) (string, error) {
+	bad := fault.New(fault.Invalid, "bad_address", "%q is not the address of an agent; write host:port or a URL, for example %s.", addr, defaultAddress)
+	if !strings.Contains(addr, "://") {
+		addr = "http://" + addr
+	}
+	u, err := url.Parse(addr)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Port() == "" || u.User != nil || u.RawQuery != "" {
+		return "", bad
+	}
+	host := u.Hostname()
+	if ip, err := netip.ParseAddr(host); host == "" || err == nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return u.Scheme + "://" + net.JoinHostPort(host, u.Port()), nil
+}
+
+// state is what answers at an address.
+type state int
+
+const (
+	nobody   state = iota // nothing listens
+	stranger              // something that is not an agent
+	starting              // an agent that is not ready
+	ready
+)
+
+// look asks what answers at the target now.
+func (t target) look(ctx context.Context) state {
+	health, err := get(ctx, t.base+"/healthz")
+	if err != nil {
+		var op *net.OpError
+		if errors.As(err, &op) && op.Op == "dial" {
+			return nobody
+		}
+		return stranger
+	}
+	if health != http.StatusOK {
+		return stranger
+	}
+	if code, err := get(ctx, t.base+"/readyz"); err != nil || code != http.StatusOK {
+		return starting
+	}
+	return ready
+}
+
+func get(ctx context.Context, address string) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return 0, err
+	}
+	c := http.Client{
+		Transport:     &http.Transport{Proxy: nil, DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 64<<10))
+	return resp.StatusCode, resp.Body.Close()
+}
+
+// connect returns a client of a running agent, or says how to start one.
+func (a *app) connect(ctx context.Context) (*conn, error) {
+	t, err := a.target()
+	if err != nil {
+		return nil, err
+	}
+	switch t.look(ctx) {
+	case nobody:
+		return nil, fault.New(fault.Unavailable, "no_agent", "No agent answers at %s; start one with `apiary run` or `apiary agent`, or name another with --addr.", t.base)
+	case stranger:
+		return nil, t.strange()
+	}
+	return t.conn()
+}
+
+func (t target) strange() error {
+	return fault.New(fault.Conflict, "not_an_agent", "Something that is not an Apiary agent answers at %s; set APIARY_ADDR to another address, or end that program.", t.base)
+}
+
+// conn makes a client with the admin key of the data folder.
+func (t target) conn() (*conn, error) {
+	key, err := secret.Load(keyPath(t.home, secret.AdminKeyFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.Denied, "no_admin_key",
+			"The data folder %s has no admin key, so this command may not manage the agent at %s; set APIARY_HOME to that agent's folder.", t.home, t.base)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &conn{t, client.New(client.Options{Base: t.base, Token: key})}, nil
+}
+
+func absolute(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return "", fault.New(fault.Invalid, "bad_path", "The path %q cannot be made absolute: %w", path, err)
+	}
+	return abs, nil
+}
+
+func goVersion() string { return runtime.Version() }
+
+func platform() string { return runtime.GOOS + "/" + runtime.GOARCH }

@@ -1,0 +1,159 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/secret"
+)
+
+func TestCredentials(t *testing.T) {
+	home := t.TempDir()
+	s := OpenCredentials(home)
+	if l, err := s.List(); err != nil || len(l) != 0 {
+		t.Fatal(l, err)
+	}
+	if err := s.Set("npm", "one", []string{"npm.example.org"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Set("npm", "two", []string{"npm.example.org", "other.example.org:8443"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Set("another", "three", []string{"10.0.0.1"}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := s.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Credential{{"another", "three", []string{"10.0.0.1"}}, {"npm", "two", []string{"npm.example.org", "other.example.org:8443"}}}
+	if d := cmp.Diff(want, l); d != "" || l[1].Value.Reveal() != "two" {
+		t.Error(d)
+	}
+	dir := filepath.Join(home, "secrets", "credentials")
+	entries, _ := os.ReadDir(dir)
+	if len(entries) != 2 {
+		t.Errorf("%d files", len(entries))
+	}
+	if st, _ := os.Stat(dir); st.Mode().Perm() != 0o700 {
+		t.Error(st.Mode())
+	}
+	if st, _ := os.Stat(filepath.Join(dir, "npm")); st.Mode().Perm() != 0o600 {
+		t.Error(st.Mode())
+	}
+	if err := s.Remove("npm"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove("npm"); fault.KindOf(err) != fault.NotFound {
+		t.Error(err)
+	}
+}
+
+func TestCredentialsRefused(t *testing.T) {
+	s := OpenCredentials(t.TempDir())
+	ok := []string{"npm.example.org"}
+	for name, c := range map[string]struct {
+		name  string
+		value secret.Secret
+		hosts []string
+	}{
+		"empty name": {"", "v", ok}, "path": {"../cluster.key", "v", ok}, "dots": {"a..b", "v", ok}, "upper": {"NPM", "v", ok}, "hidden": {".npm", "v", ok},
+		"slash": {"a/b", "v", ok}, "empty": {"npm", "", ok}, "blank": {"npm", " \n", ok}, "line break": {"npm", "a\nX-Evil: 1", ok},
+		"no hosts": {"npm", "v", nil}, "url": {"npm", "v", []string{"https://npm.example.org/"}}, "empty host": {"npm", "v", []string{""}},
+	} {
+		if err := s.Set(c.name, c.value, c.hosts); fault.KindOf(err) != fault.Invalid {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := s.Remove(c.name); err == nil {
+			t.Errorf("%s was stored", name)
+		}
+	}
+}
+
+func TestDamagedCredentials(t *testing.T) {
+	home := t.TempDir()
+	s := OpenCredentials(home)
+	if err := s.Set("npm", "value", []string{"h"}); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(home, "secrets", "credentials", "npm")
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.List(); fault.KindOf(err) != fault.Invalid || !strings.Contains(err.Error(), "chmod 600") {
+		t.Error(err)
+	}
+	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_ = os.Chmod(path, 0o600)
+	if _, err := s.List(); fault.KindOf(err) != fault.Invalid || !strings.Contains(err.Error(), "damaged") {
+		t.Error(err)
+	}
+	if err := s.Set("npm", "again", []string{"h"}); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := s.List(); err != nil || len(l) != 1 {
+		t.Error(l, err)
+	}
+}
+
+// TestCredentialsAreAtomic: a reader sees one whole credential or the other while they are replaced.
+func TestCredentialsAreAtomic(t *testing.T) {
+	s := OpenCredentials(t.TempDir())
+	values := []secret.Secret{secret.Secret(strings.Repeat("a", 4000)), secret.Secret(strings.Repeat("b", 3))}
+	if err := s.Set("npm", values[0], []string{"h"}); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for _, v := range values {
+		wg.Go(func() {
+			for range 20 {
+				if err := s.Set("npm", v, []string{"h"}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range 200 {
+		c, err := s.get("npm")
+		if err != nil || c.Value != values[0] && c.Value != values[1] {
+			t.Fatalf("%d bytes %v", len(c.Value), err)
+		}
+	}
+	wg.Wait()
+}
+
+func TestCredentialLookup(t *testing.T) {
+	s := OpenCredentials(t.TempDir())
+	for _, name := range []string{"npm", "stored"} {
+		if err := s.Set(name, secret.Secret("store-"+name), []string{"npm.example.org", "mirror.example.org:8443"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := &Config{Credentials: []Credential{{"npm", "file-npm", []string{"npm.example.org"}}}}
+	lookup := c.CredentialLookup(s)
+	for _, x := range []struct{ name, host, want string }{
+		{"npm", "npm.example.org", "file-npm"},
+		{"npm", "NPM.example.org:443", "file-npm"},
+		{"npm", "npm.example.org:80", ""},
+		{"npm", "evil.example.org", ""},
+		{"npm", "npm.example.org.evil.org", ""},
+		{"npm", "mirror.example.org:8443", ""}, // the file's entry hides the store's
+		{"stored", "mirror.example.org:8443", "store-stored"},
+		{"stored", "mirror.example.org", ""},
+		{"stored", "", ""},
+		{"../stored", "npm.example.org", ""},
+		{"none", "npm.example.org", ""},
+	} {
+		if got := lookup(x.name, x.host); got.Reveal() != x.want {
+			t.Errorf("%s %s: %q", x.name, x.host, got.Reveal())
+		}
+	}
+}

@@ -1,0 +1,15 @@
+queen   = "127.0.0.1:7833"
+model   = "smol"
+listen  = "127.0.0.1:7833"
+backoff = ["1s"]
+
+agent {
+  roles {
+    queen = true
+  }
+  log = "info"
+}
+
+deployment "chat" {
+  model = "smol"
+}

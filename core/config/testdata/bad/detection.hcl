@@ -1,0 +1,8 @@
+queen {
+  heartbeat {
+    interval = "10s"
+  }
+  detection {
+    suspect = "5s"
+  }
+}

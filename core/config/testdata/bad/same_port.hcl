@@ -1,0 +1,6 @@
+queen {
+  listen = "127.0.0.1:7835"
+}
+agent {
+  roles = []
+}

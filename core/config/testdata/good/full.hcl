@@ -1,0 +1,63 @@
+agent {
+  name      = "tower"
+  roles     = ["queen"]
+  advertise = "10.0.0.5"
+  data_dir  = "data"
+  log {
+    level  = "debug"
+    format = "json"
+  }
+}
+
+queen {
+  listen = "[::1]:0"
+  hives  = ["http://10.0.0.5:7835/"]
+  limits {
+    body       = 65536
+    load_wait  = "1h"
+    queue_wait = "1m30s"
+  }
+}
+
+hive {
+  orphan_ttl = 0
+  reserve {
+    disk = "0B"
+  }
+}
+
+vendor "local" {
+  enabled = env("LOCAL")
+}
+
+provisioner "npm" {
+  registry = "http://127.0.0.1:4873"
+}
+
+worker "gpu" {
+  adapter = "native"
+  source  = "path:engine"
+  devices = ["cuda0", "cuda1"]
+  context = env("CONTEXT")
+  env     = { LANG = "C.UTF-8", UNSET = env("UNSET") }
+  args    = ["--a", "--a"]
+}
+
+worker "llama" {
+  threads = 2
+}
+
+model "org/smol" {
+  source  = "file:models/smol.gguf"
+  aliases = ["gpt-4o-mini", "Llama3:8b"]
+}
+
+credential "npm" {
+  value = file("token")
+  hosts = ["npm.example.org", "127.0.0.1:4873"]
+}
+
+credential "absent" {
+  value = env("UNSET")
+  hosts = ["npm.example.org"]
+}

@@ -1,0 +1,86 @@
+package httpd
+
+import (
+	"errors"
+	"net"
+	"sync/atomic"
+	"time"
+)
+
+// listener closes connections beyond a number at once, and gives writes a deadline.
+type listener struct {
+	net.Listener
+	max          int64
+	writeTimeout time.Duration
+	open         atomic.Int64
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if l.open.Add(1) > l.max {
+			l.open.Add(-1)
+			_ = c.Close()
+			continue
+		}
+		return &conn{Conn: c, l: l}, nil
+	}
+}
+
+// conn is one client's connection. A write that makes no progress for the write timeout fails, and the server then closes
+// the connection: a client that stopped reading holds a handler no longer than that.
+type conn struct {
+	net.Conn
+	l      *listener
+	closed atomic.Bool
+	until  time.Time // the write deadline that is set; used by Write alone, which net/http calls from one goroutine at a time
+}
+
+// writePiece is the most that one deadline covers, so that a slow reader of a large answer counts as making progress.
+const writePiece = 64 << 10
+
+func (c *conn) Write(p []byte) (int, error) {
+	sent := 0
+	for {
+		// Setting a deadline costs more than reading the clock: one that is new enough is kept, so a stalled write fails after
+		// the timeout and at most a sixteenth more.
+		now := time.Now()
+		if c.until.Sub(now) < c.l.writeTimeout {
+			c.until = now.Add(c.l.writeTimeout + c.l.writeTimeout/16)
+			if err := c.Conn.SetWriteDeadline(c.until); err != nil {
+				return sent, err
+			}
+		}
+		n, err := c.Conn.Write(p[sent:min(len(p), sent+writePiece)])
+		if sent += n; err != nil || sent == len(p) {
+			return sent, err
+		}
+	}
+}
+
+// SetWriteDeadline is called by net/http after each request. Only a deadline from outside is passed on.
+func (c *conn) SetWriteDeadline(t time.Time) error {
+	if t.IsZero() {
+		return nil
+	}
+	return c.Conn.SetWriteDeadline(t)
+}
+
+func (c *conn) Close() error {
+	if !c.closed.CompareAndSwap(false, true) {
+		return net.ErrClosed
+	}
+	c.l.open.Add(-1)
+	return c.Conn.Close()
+}
+
+// CloseWrite lets net/http end an answer so that the client sees it before the connection closes.
+func (c *conn) CloseWrite() error {
+	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}

@@ -1,0 +1,188 @@
+package job
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"math"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/fault"
+)
+
+const (
+	maxBody      = 1 << 20
+	commentEvery = 10 * time.Second
+	writeWithin  = 30 * time.Second // of one write to a follower
+)
+
+// SubmitHandler serves POST /v1/jobs. dispatch turns an operation and its whole body into the function to run; its errors are
+// answered and no job is made.
+func (m *Manager) SubmitHandler(dispatch func(op string, body json.RawMessage) (Func, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+		if err != nil {
+			status := http.StatusBadRequest
+			if _, large := errors.AsType[*http.MaxBytesError](err); large {
+				status = http.StatusRequestEntityTooLarge
+			}
+			writeError(w, fault.New(fault.Invalid, "bad_body", "The request body could not be read, or is larger than an operation may be.").WithStatus(status))
+			return
+		}
+		var head struct {
+			Operation string `json:"operation"`
+		}
+		if err := json.Unmarshal(body, &head); err != nil {
+			writeError(w, fault.New(fault.Invalid, "invalid_json", `The body of a job must be a JSON object with "operation" and the operation's fields.`))
+			return
+		}
+		if head.Operation == "" {
+			writeError(w, fault.New(fault.Invalid, "operation_missing", `The field "operation" is missing.`).WithParam("operation"))
+			return
+		}
+		f, err := dispatch(head.Operation, body)
+		if err != nil {
+			writeError(w, err)
+			return
+		}
+		job, err := m.Start(head.Operation, f)
+		if err != nil {
+			writeError(w, err)
+			return
+		}
+		writeJSON(w, http.StatusAccepted, contract.JobAccepted{JobID: job.ID, StreamURL: "/v1/jobs/" + job.ID + "/stream"})
+	})
+}
+
+// ListHandler serves GET /v1/jobs: an array of contract.Job, the newest first.
+func (m *Manager) ListHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, m.List()) })
+}
+
+// GetHandler serves GET /v1/jobs/{id}: a contract.Job.
+func (m *Manager) GetHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		job, err := m.Get(r.PathValue("id"))
+		if err != nil {
+			writeError(w, err)
+			return
+		}
+		writeJSON(w, http.StatusOK, job)
+	})
+}
+
+// CancelHandler serves DELETE /v1/jobs/{id}. It answers 202 with the job as it stands: the job ends when its work has stopped,
+// which its stream tells.
+func (m *Manager) CancelHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id := r.PathValue("id")
+		err := m.Cancel(id)
+		job, err2 := m.Get(id)
+		if err = errors.Join(err, err2); err != nil {
+			writeError(w, err)
+			return
+		}
+		writeJSON(w, http.StatusAccepted, job)
+	})
+}
+
+// StreamHandler serves GET /v1/jobs/{id}/stream: server-sent events from the start, or after Last-Event-ID, to the terminal
+// event, with a comment every 10 s of silence. Who has seen the terminal event already gets 204, which tells an EventSource to stop.
+func (m *Manager) StreamHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var after uint64
+		if v := r.Header.Get("Last-Event-ID"); v != "" {
+			n, err := strconv.ParseUint(v, 10, 64)
+			if err != nil {
+				writeError(w, fault.New(fault.Invalid, "bad_last_event_id", "Last-Event-ID must be a sequence number of this stream."))
+				return
+			}
+			after = n
+		}
+		run, err := m.find(r.PathValue("id"))
+		if err != nil {
+			writeError(w, err)
+			return
+		}
+		if events, _, over := run.after(after); over && len(events) == 0 {
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		h := w.Header()
+		h.Set("Content-Type", "text/event-stream")
+		h.Set("Cache-Control", "no-store")
+		h.Set("X-Content-Type-Options", "nosniff")
+		w.WriteHeader(http.StatusOK)
+		stream(r.Context(), w, run, after)
+	})
+}
+
+// stream writes events until the terminal one, the end of ctx or an error of the connection.
+func stream(ctx context.Context, w http.ResponseWriter, run *run, after uint64) {
+	out := http.NewResponseController(w)
+	quiet := time.NewTicker(commentEvery)
+	defer quiet.Stop()
+	var buf []byte
+	for {
+		events, changed, over := run.after(after)
+		buf = buf[:0]
+		for _, e := range events {
+			buf = append(buf, "id: "...)
+			buf = strconv.AppendUint(buf, e.Seq, 10)
+			buf = append(buf, "\nevent: "...)
+			buf = append(buf, e.Name...)
+			buf = append(buf, "\ndata: "...)
+			buf = append(buf, e.Data...)
+			buf = append(buf, "\n\n"...)
+			after = e.Seq
+		}
+		if !write(out, w, buf) || over {
+			return
+		}
+		quiet.Reset(commentEvery)
+		select {
+		case <-changed:
+		case <-quiet.C:
+			if !write(out, w, []byte(": still running\n\n")) {
+				return
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func write(out *http.ResponseController, w http.ResponseWriter, b []byte) bool {
+	// A server without deadlines (a test's recorder) is no reason to stop.
+	_ = out.SetWriteDeadline(time.Now().Add(writeWithin))
+	if _, err := w.Write(b); err != nil {
+		return false
+	}
+	err := out.Flush()
+	return err == nil || errors.Is(err, errors.ErrUnsupported)
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		writeError(w, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(b, '\n'))
+}
+
+// writeError answers as core/httpd does, which is of this package's layer and so not at hand.
+func writeError(w http.ResponseWriter, err error) {
+	e := fault.As(err)
+	if e.RetryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
+	}
+	writeJSON(w, fault.HTTPStatus(err), contract.ErrorBody{Error: fault.Wire(err, w.Header().Get(contract.RequestIDHeader))})
+}

@@ -1,0 +1,305 @@
+package queen
+
+import (
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/registry"
+)
+
+// TestOnDemand: many requests at once for a model of the catalog start one worker.
+func TestOnDemand(t *testing.T) {
+	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+	h.behave = func(w *fakeWorker) { w.loadFor = 200 * time.Millisecond }
+	a := startQueen(t, Options{Context: 128, Slots: 3}, h)
+	var all sync.WaitGroup
+	for range 30 {
+		all.Go(func() {
+			if d := a.Demand(modelRef); d.Err != nil || d.State != registry.DemandStarting {
+				t.Errorf("demand %+v", d)
+			}
+		})
+	}
+	all.Wait()
+	a.until("loading is seen", func() bool { return a.Demand(modelRef).Progress == 0.5 })
+	a.until("a worker serves", func() bool { a.Demand(modelRef); return len(a.serving(modelID)) == 1 })
+	if specs := h.spawned(); len(specs) != 1 || specs[0].Context != 128 || specs[0].Slots != 3 {
+		t.Errorf("spawns %+v", specs)
+	}
+	jobs := a.jobs.List()
+	if len(jobs) != 1 || jobs[0].Operation != contract.OpWorkerSpawn { // it can be followed like any other
+		t.Errorf("jobs %+v", jobs)
+	}
+}
+
+// TestConfiguredModelIsFetched: a model of the configuration that no catalog has is downloaded by a job that the caller is told of.
+func TestConfiguredModelIsFetched(t *testing.T) {
+	h := newFakeHive(t, "q1").withEngine()
+	a := startQueen(t, Options{Models: []Model{{Name: "smol", Source: modelRef, Aliases: []string{"alias"}}}}, h)
+	if target, err := a.Resolve("alias"); err != nil || len(target.ModelIDs) != 0 {
+		t.Errorf("a model that is not fetched resolves to %v, %v", target, err)
+	}
+	var fetching registry.Demand
+	a.until("it is fetched", func() bool {
+		if d := a.Demand("alias"); d.State == registry.DemandFetching {
+			fetching = d
+		}
+		return len(a.serving(modelID)) == 1
+	})
+	if j, err := a.jobs.Get(fetching.JobID); err != nil || j.Operation != contract.OpModelDownload {
+		t.Errorf("the fetching demand %+v names %+v, %v", fetching, j, err)
+	}
+	if target, err := a.Resolve("alias"); err != nil || len(target.ModelIDs) != 1 || target.ModelIDs[0] != modelID {
+		t.Errorf("afterwards the alias is %v, %v", target, err)
+	}
+	if n := h.did(contract.OpModelDownload); n != 1 {
+		t.Errorf("%d downloads", n)
+	}
+}
+
+func TestFetchThatFailsIsRemembered(t *testing.T) {
+	h := newFakeHive(t, "q1")
+	h.fail[contract.OpModelDownload] = fault.New(fault.Internal, "no_space", "The disk is full.")
+	a := startQueen(t, Options{Models: []Model{{Name: "smol", Source: modelRef}}, Registry: registry.Params{Backoff: []time.Duration{0, time.Hour}}}, h)
+	var d registry.Demand
+	a.until("it failed", func() bool { d = a.Demand("smol"); return d.State == registry.DemandFailed })
+	for range 10 {
+		d = a.Demand("smol")
+	}
+	if fault.KindOf(d.Err) != fault.Unavailable || d.RetryAfter < 40*time.Minute || h.did(contract.OpModelDownload) != 1 {
+		t.Errorf("demand %+v after %d downloads", d, h.did(contract.OpModelDownload))
+	}
+}
+
+// TestCrashLoopOnDemand is T14 with short waits: five starts, then none, and the exit code in the answer from the first one on.
+func TestCrashLoopOnDemand(t *testing.T) {
+	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+	h.behave = func(w *fakeWorker) { w.loadFor, w.exitCode = 10*time.Millisecond, 3 }
+	a := startQueen(t, Options{}, h)
+	var first registry.Demand
+	a.until("the first failure is answered", func() bool { first = a.Demand(modelRef); return first.Err != nil })
+	if e := fault.As(first.Err); first.State != registry.DemandFailed || e.Code != "start_failed" || !strings.Contains(e.Message, "exit code 3") ||
+		strings.Contains(e.Message, "secret path") || e.Kind != fault.Unavailable || e.RetryAfter <= 0 {
+		t.Errorf("first answer %+v %+v", first, e)
+	}
+	var last registry.Demand
+	a.until("the crash loop is seen", func() bool { last = a.Demand(modelRef); return last.State == registry.DemandImpossible })
+	if e := fault.As(last.Err); e.Code != "crashloop" || !strings.Contains(e.Message, "exit code 3") || last.RetryAfter < 14*time.Minute {
+		t.Errorf("last answer %+v", last)
+	}
+	time.Sleep(100 * time.Millisecond) // as long as two of the waits
+	if n := len(h.spawned()); n != 5 {
+		t.Errorf("%d starts, want 5", n)
+	}
+	if w := a.Snapshot().Workers; len(w) != 1 || w[0].Condition != contract.ConditionCrashLoop || w[0].Exit.ExitCode != 3 {
+		t.Errorf("listed %+v", w)
+	}
+	// A person may try at once, and hears why it fails: the code in the error, the log in the narration only.
+	got := a.run(spawnOp(modelRef))
+	if got.err == nil || got.err.Code != "start_failed" || !strings.Contains(got.err.Message, "exit code 3") || strings.Contains(got.err.Message, "secret path") {
+		t.Errorf("a person's spawn: %+v", got.err)
+	}
+	if !strings.Contains(got.text(), "log: engine: a secret path") {
+		t.Errorf("narration:\n%s", got.text())
+	}
+}
+
+func TestCrashedWorkerIsRestarted(t *testing.T) {
+	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+	a := startQueen(t, Options{}, h)
+	op := spawnOp(modelRef)
+	op.Context, op.Env = 77, map[string]string{"A": "b"}
+	if got := a.run(op); got.err != nil {
+		t.Fatal(got.err)
+	}
+	h.workers()[0].crash <- 9
+	a.until("another worker serves", func() bool {
+		s := a.serving(modelID)
+		return len(h.spawned()) == 2 && len(s) == 1 && s[0].Info.ID == h.spawned()[1].WorkerID
+	})
+	if s := h.spawned()[1]; s.Context != 77 || s.Env["A"] != "b" || s.SpawnKey != modelID+"#0" || s.Generation <= h.spawned()[0].Generation {
+		t.Errorf("restarted as %+v", s)
+	}
+	a.until("the crashed one is not listed any more", func() bool { return len(a.Snapshot().Workers) == 1 })
+}
+
+// TestProcessThatIsGone: a refused dial makes the queen ask the hive, which has no such process: it is replaced without an exit report.
+func TestProcessThatIsGone(t *testing.T) {
+	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+	a := startQueen(t, Options{}, h)
+	if got := a.run(spawnOp(modelRef)); got.err != nil {
+		t.Fatal(got.err)
+	}
+	w := h.workers()[0]
+	a.ReportFailure(w.spec.WorkerID, registry.FailureDialRefused)
+	a.until("the hive was asked", func() bool { a.notify(); return h.did(contract.OpProcessList) >= 2 })
+	if len(a.serving(modelID)) != 1 {
+		t.Error("a worker that lives was given up")
+	}
+	w.beatTo() // its end is not reported
+	w.kill()
+	a.mu.Lock()
+	clear(a.verifying)
+	a.mu.Unlock()
+	a.ReportFailure(w.spec.WorkerID, registry.FailureDialRefused)
+	a.until("it is replaced", func() bool { s := a.serving(modelID); return len(s) == 1 && s[0].Info.ID != w.spec.WorkerID })
+}
+
+func TestCancelledSpawnLeavesNoProcess(t *testing.T) {
+	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+	h.behave = func(w *fakeWorker) { w.loadFor = time.Hour }
+	a := startQueen(t, Options{}, h)
+	id := a.submit(spawnOp(modelRef))
+	a.until("it loads", func() bool { return len(a.Snapshot().Workers) == 1 })
+	res, err := send(a.http, "DELETE", a.base+"/v1/jobs/"+id, "", nil)
+	if err != nil || res.StatusCode != 202 {
+		t.Fatalf("cancel: %v %v", res, err)
+	}
+	if got := a.follow(id); got.state != contract.JobEventCancelled {
+		t.Errorf("the job ended as %s %v", got.state, got.err)
+	}
+	if len(h.workers()) != 0 || len(a.Snapshot().Workers) != 0 {
+		t.Errorf("%d processes and %d workers are left", len(h.workers()), len(a.Snapshot().Workers))
+	}
+	if n := len(h.spawned()); n != 1 {
+		t.Errorf("%d spawns", n)
+	}
+}
+
+func TestLoadWithoutProgressTimesOut(t *testing.T) {
+	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+	h.behave = func(w *fakeWorker) { w.silent = true }
+	a := startQueen(t, Options{Ready: 200 * time.Millisecond}, h)
+	got := a.run(spawnOp(modelRef))
+	if got.err == nil || got.err.Code != "start_timeout" || len(h.workers()) != 0 {
+		t.Errorf("%+v with %d processes left", got.err, len(h.workers()))
+	}
+}
+
+// TestQueenRestart: a new queen takes over the worker of the old one from its beats and starts no other (F9).
+func TestQueenRestart(t *testing.T) {
+	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+	first := startQueen(t, Options{}, h)
+	if got := first.run(spawnOp(modelRef)); got.err != nil {
+		t.Fatal(got.err)
+	}
+	first.end()
+	second := startQueen(t, Options{}, h)
+	var asked atomic.Int32
+	go func() { // requests come before the worker's first beat
+		for range 10 {
+			second.Demand(modelRef)
+			asked.Add(1)
+		}
+	}()
+	second.until("requests were made and the hive was asked", func() bool {
+		second.notify()
+		return asked.Load() == 10 && h.did(contract.OpProcessList) >= 2
+	})
+	w := h.workers()[0]
+	w.beatTo(second.base) // its next beat finds the new queen
+	second.until("the worker serves", func() bool { return len(second.serving(modelID)) == 1 })
+	second.until("the demand is over", func() bool {
+		second.demands.mu.Lock()
+		defer second.demands.mu.Unlock()
+		d := second.demands.all[modelID]
+		return d != nil && !d.running
+	})
+	if n := len(h.spawned()); n != 1 {
+		t.Errorf("%d spawns", n)
+	}
+	// It is managed as before: it can be deleted.
+	var gone contract.WorkerDeleted
+	second.read(contract.WorkerRef{Operation: contract.OpWorkerDelete, WorkerID: w.spec.WorkerID}, "WorkerDeleted", &gone)
+	if gone.Outcome != "terminated" {
+		t.Errorf("deleted %+v", gone)
+	}
+}
+
+func TestEcho(t *testing.T) {
+	h := newFakeHive(t, "q1")
+	a := startQueen(t, Options{}, h)
+	a.until("a worker serves", func() bool { a.Demand("echo:hello"); return len(a.serving("echo:hello")) == 1 })
+	if s := h.spawned(); len(s) != 1 || s[0].Worker.Adapter != "echo" || h.did(contract.OpWorkerInstall) != 0 {
+		t.Errorf("spawned %+v", s)
+	}
+	a.Queen.o.Workers = a.Queen.o.Workers[1:] // without a worker block for it
+	if _, err := a.Resolve("echo:other"); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("echo without a worker block: %v", err)
+	}
+}
+
+func TestDeleteDrains(t *testing.T) {
+	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+	var open atomic.Int32
+	a := startQueen(t, Options{InFlight: func(string) int { return int(open.Load()) }}, h)
+	if got := a.run(spawnOp(modelRef)); got.err != nil {
+		t.Fatal(got.err)
+	}
+	id := h.spawned()[0].WorkerID
+	open.Store(2)
+	job := a.submit(contract.WorkerRef{Operation: contract.OpWorkerDelete, WorkerID: id})
+	a.until("it drains", func() bool {
+		w, _ := a.Snapshot().Worker(id)
+		return w.Condition == contract.ConditionDraining && len(a.serving(modelID)) == 0
+	})
+	if len(h.workers()) != 1 {
+		t.Error("the worker was ended while requests are open")
+	}
+	open.Store(0)
+	if got := a.follow(job); got.err != nil || !strings.Contains(got.text(), "drain: waiting up to 2m0s for 2 open requests") {
+		t.Errorf("%v\n%s", got.err, got.text())
+	}
+	if len(h.workers()) != 0 {
+		t.Error("the worker lives")
+	}
+}
+
+func TestHiveRefusalIsKeptAndNotRepeated(t *testing.T) {
+	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+	h.fail[contract.OpWorkerSpawn] = fault.New(fault.Conflict, "device_fenced", "The device cpu0 is held by a process that cannot be killed.")
+	a := startQueen(t, Options{Registry: registry.Params{Backoff: []time.Duration{time.Hour}}}, h)
+	var d registry.Demand
+	a.until("it failed", func() bool { d = a.Demand(modelRef); return d.State == registry.DemandFailed })
+	for range 10 {
+		d = a.Demand(modelRef)
+	}
+	if e := fault.As(d.Err); e.Code != "device_fenced" || e.Kind != fault.Unavailable || h.did(contract.OpWorkerSpawn) != 1 {
+		t.Errorf("demand %+v after %d spawns", d, h.did(contract.OpWorkerSpawn))
+	}
+	if got := a.run(spawnOp(modelRef)); got.err == nil || got.err.Kind != fault.Conflict {
+		t.Errorf("a person's spawn: %+v", got.err)
+	}
+}
+
+func TestHiveAway(t *testing.T) {
+	h := newFakeHive(t, "q1")
+	a := startQueen(t, Options{Hives: []string{"http://127.0.0.1:1"}, ReadyAfter: 300 * time.Millisecond}, h)
+	if a.settled() {
+		t.Error("settled although a hive has not reported")
+	}
+	a.until("settled", func() bool { a.notify(); return a.settled() && len(a.Snapshot().Hives) == 1 })
+	if got := a.run(contract.ArtifactRef{Operation: contract.OpModelDownload, Reference: modelRef}); got.err != nil {
+		t.Errorf("with one hive of two: %v", got.err)
+	}
+}
+
+func TestPlacementPrefersAnAcceleratorWithRoom(t *testing.T) {
+	for _, c := range []struct {
+		free contract.Bytes
+		want string
+	}{{24 * contract.GiB, "cuda0"}, {100 * contract.MiB, "cpu0"}} {
+		h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+		h.engines[0].Devices = append(h.engines[0].Devices, contract.Device{ID: "cuda0", Kind: "cuda", Name: "GPU", MemoryTotal: 24 * contract.GiB, MemoryFree: c.free, Source: "engine"})
+		a := startQueen(t, Options{}, h)
+		got := a.run(spawnOp(modelRef))
+		if got.err != nil || h.spawned()[0].Devices[0] != c.want || !strings.Contains(got.text(), "on cuda0") {
+			t.Errorf("with %s free: %v %+v\n%s", c.free, got.err, h.spawned()[0].Devices, got.text())
+		}
+	}
+}

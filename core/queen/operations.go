@@ -1,0 +1,242 @@
+package queen
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/job"
+	"github.com/apiary-dev/apiary/core/registry"
+)
+
+// handler runs an operation with its decoded body.
+type handler func(ctx context.Context, n *job.Narrator) (any, error)
+
+// dispatch turns the body of POST /v1/jobs into the work of a job. A body that cannot be meant is refused before there is a job.
+func (q *Queen) dispatch(op string, body json.RawMessage) (job.Func, error) {
+	var ref contract.ArtifactRef
+	var worker contract.WorkerRef
+	var spawn contract.WorkerSpawn
+	var into any
+	var h handler
+	switch op {
+	case contract.OpStatus:
+		h = func(context.Context, *job.Narrator) (any, error) {
+			s := q.Snapshot()
+			return contract.Status{NodeID: q.o.NodeID, Name: q.o.Name, Version: q.o.Version, Hives: q.hiveViews(s, true),
+				Workers: q.workerViews(s), Models: q.Models()}, nil
+		}
+	case contract.OpWorkerList:
+		h = func(context.Context, *job.Narrator) (any, error) { return q.workerViews(q.Snapshot()), nil }
+	case contract.OpWorkerGet:
+		into, h = &worker, func(context.Context, *job.Narrator) (any, error) { return q.getWorker(worker.WorkerID) }
+	case contract.OpWorkerDelete:
+		into, h = &worker, func(ctx context.Context, n *job.Narrator) (any, error) {
+			return q.deleteWorker(ctx, n, worker.WorkerID)
+		}
+	case contract.OpWorkerLogs:
+		into, h = &worker, func(ctx context.Context, _ *job.Narrator) (any, error) { return q.workerLogs(ctx, worker) }
+	case contract.OpWorkerSpawn:
+		into, h = &spawn, func(ctx context.Context, n *job.Narrator) (any, error) {
+			return (&spawning{q: q, n: n, spec: spawn}).run(ctx)
+		}
+	case contract.OpHiveList:
+		h = func(context.Context, *job.Narrator) (any, error) { return q.hiveViews(q.Snapshot(), true), nil }
+	case contract.OpHiveGet:
+		into, h = &ref, func(context.Context, *job.Narrator) (any, error) { return q.getHive(ref.HiveID) }
+	case contract.OpModelList:
+		h = func(context.Context, *job.Narrator) (any, error) { return q.Models(), nil }
+	case contract.OpModelGet:
+		into, h = &ref, func(context.Context, *job.Narrator) (any, error) { return q.getModel(ref.Reference) }
+	case contract.OpModelDownload:
+		into, h = &ref, func(ctx context.Context, n *job.Narrator) (any, error) { return q.download(ctx, ref, n.Forward) }
+	case contract.OpModelDelete:
+		into, h = &ref, func(ctx context.Context, n *job.Narrator) (any, error) { return q.deleteModel(ctx, n, ref) }
+	case contract.OpWorkerInstall:
+		into, h = &ref, func(ctx context.Context, n *job.Narrator) (any, error) { return q.install(ctx, n, ref) }
+	case contract.OpWorkerInstalledList:
+		into, h = &ref, func(context.Context, *job.Narrator) (any, error) { return q.engines(ref, false) }
+	case contract.OpWorkerInstalledGet:
+		into, h = &ref, func(context.Context, *job.Narrator) (any, error) { return q.engines(ref, true) }
+	case contract.OpWorkerRemove:
+		into, h = &ref, func(ctx context.Context, n *job.Narrator) (any, error) { return q.removeEngine(ctx, n, ref) }
+	case contract.OpDeviceList:
+		into, h = &ref, func(ctx context.Context, n *job.Narrator) (any, error) { return q.devices(ctx, n, ref.HiveID) }
+	case contract.OpProcessList:
+		into, h = &ref, func(ctx context.Context, n *job.Narrator) (any, error) { return q.processList(ctx, n, ref.HiveID) }
+	default:
+		return nil, fault.New(fault.Invalid, "unknown_operation", "There is no operation %s.", quoted(op)).WithParam("operation")
+	}
+	if into != nil {
+		if err := json.Unmarshal(body, into); err != nil {
+			e := fault.New(fault.Invalid, "invalid_operation", "The fields of %s have wrong types.", op)
+			if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+				e = fault.New(fault.Invalid, "invalid_operation", "The field %s of %s has the wrong type.", quoted(te.Field), op).WithParam(te.Field)
+			}
+			return nil, e
+		}
+	}
+	if err := check(op, ref, worker, spawn); err != nil {
+		return nil, err
+	}
+	return job.Func(h), nil
+}
+
+// check refuses bodies that lack what their operation is about.
+func check(op string, ref contract.ArtifactRef, worker contract.WorkerRef, spawn contract.WorkerSpawn) error {
+	missing := func(field string) error {
+		return fault.New(fault.Invalid, field+"_missing", "%s needs the field %q.", op, field).WithParam(field)
+	}
+	switch op {
+	case contract.OpModelGet, contract.OpModelDownload, contract.OpModelDelete, contract.OpWorkerInstalledGet, contract.OpWorkerRemove:
+		if ref.Reference == "" {
+			return missing("reference")
+		}
+	case contract.OpWorkerGet, contract.OpWorkerDelete, contract.OpWorkerLogs:
+		if worker.WorkerID == "" {
+			return missing("worker_id")
+		}
+	case contract.OpWorkerSpawn:
+		if spawn.Model == "" {
+			return missing("model")
+		}
+		if spawn.WorkerID != "" && !workerID.MatchString(spawn.WorkerID) {
+			return fault.New(fault.Invalid, "invalid_worker_id", "A worker id has lower-case letters, digits, dots, dashes and underscores, at most 64.").WithParam("worker_id")
+		}
+		if spawn.Context < 0 || spawn.Slots < 0 || spawn.Threads < 0 {
+			return fault.New(fault.Invalid, "invalid_number", "Context, slots and threads must not be negative.").WithParam("context")
+		}
+	case contract.OpHiveGet:
+		if ref.HiveID == "" {
+			return missing("hive_id")
+		}
+	}
+	if len(ref.Reference) > maxReference || len(spawn.Model) > maxReference {
+		return fault.New(fault.Invalid, "reference_too_long", "A reference has at most %d characters.", maxReference).WithParam("reference")
+	}
+	return nil
+}
+
+func workerNotFound(id string) error {
+	return fault.New(fault.NotFound, "worker_not_found", "No worker %s is known; `apiary worker list` shows those that are.", quoted(id)).WithParam("worker_id")
+}
+
+func (q *Queen) getWorker(id string) (contract.WorkerView, error) {
+	w, ok := q.Snapshot().Worker(id)
+	if !ok {
+		return contract.WorkerView{}, workerNotFound(id)
+	}
+	return q.workerView(&w), nil
+}
+
+func (q *Queen) getHive(id string) (contract.HiveView, error) {
+	s := q.Snapshot()
+	for i := range s.Hives {
+		if h := &s.Hives[i]; h.Beat.ID == id || h.Beat.Name == id {
+			return q.hiveView(h, true), nil
+		}
+	}
+	return contract.HiveView{}, fault.New(fault.NotFound, "hive_not_found", "No hive with the id or name %s is known; `apiary hive list` shows those that are.", quoted(id)).WithParam("hive_id")
+}
+
+// getModel finds a model by any of its names.
+func (q *Queen) getModel(name string) (contract.ModelView, error) {
+	for _, m := range q.Models() {
+		if m.ID == name || slices.Contains(m.Names, name) {
+			return m, nil
+		}
+	}
+	return contract.ModelView{}, notFound(name)
+}
+
+// deleteWorker lets a worker finish its requests and has its hive end it. A cancelled ctx gives the worker back to routing, as
+// long as the hive was not asked.
+func (q *Queen) deleteWorker(ctx context.Context, n *job.Narrator, id string) (contract.WorkerDeleted, error) {
+	none := contract.WorkerDeleted{}
+	identity, hiveID, known, err := q.findWorker(ctx, id)
+	if err != nil {
+		return none, err
+	}
+	if identity.PID == 0 { // listed, but ended already
+		q.step(registry.Deleted{WorkerID: id})
+		return contract.WorkerDeleted{WorkerID: id, Outcome: "gone"}, nil
+	}
+	if hiveID == "" {
+		return none, fault.New(fault.Conflict, "not_managed", "Worker %s belongs to no hive; end it where it was started.", id)
+	}
+	l, h, err := q.hive(hiveID)
+	if err != nil {
+		return none, err
+	}
+	if known {
+		q.step(registry.Draining{WorkerID: id, On: true})
+		if err := q.drain(ctx, n, id); err != nil {
+			q.step(registry.Draining{WorkerID: id})
+			return none, err
+		}
+	}
+	n.Info("kill", "ending worker %s (pid %d) on %s", id, identity.PID, h.Beat.Name)
+	out, err := forward[contract.WorkerDeleted](ctx, l, contract.WorkerDelete{Operation: contract.OpWorkerDelete, WorkerID: id, Identity: &identity}, n.Forward)
+	if err != nil {
+		if fault.As(err).Code == contract.ConditionUnkillable {
+			q.step(registry.Unkillable{WorkerID: id})
+		} else {
+			q.step(registry.Draining{WorkerID: id})
+		}
+		return none, err
+	}
+	q.step(registry.Deleted{WorkerID: id})
+	return out, nil
+}
+
+// findWorker returns a worker's identity and hive: from the registry, or for one that does not beat from the hives' processes. The
+// identity is empty for a worker that is listed and has ended.
+func (q *Queen) findWorker(ctx context.Context, id string) (identity contract.Identity, hiveID string, known bool, err error) {
+	if w, ok := q.Snapshot().Worker(id); ok {
+		if w.Exit != nil {
+			return contract.Identity{}, w.Info.HiveID, true, nil
+		}
+		return w.Info.Identity(), w.Info.HiveID, true, nil
+	}
+	for _, l := range q.alive() {
+		list, err := l.processes(ctx)
+		if err != nil {
+			return identity, "", false, err
+		}
+		for _, p := range list {
+			if p.WorkerID == id && !p.Zombie {
+				return p.Identity, p.HiveID, false, nil
+			}
+		}
+	}
+	return identity, "", false, workerNotFound(id)
+}
+
+// drain waits until a worker has no requests of this queen any more, or its time is over.
+func (q *Queen) drain(ctx context.Context, n *job.Narrator, id string) error {
+	end := time.NewTimer(q.o.Drain)
+	defer end.Stop()
+	look := time.NewTicker(100 * time.Millisecond)
+	defer look.Stop()
+	for told := false; ; told = true {
+		open := q.o.InFlight(id)
+		if open == 0 {
+			return nil
+		}
+		if !told {
+			n.Info("drain", "waiting up to %s for %d open requests of worker %s", q.o.Drain, open, id)
+		}
+		select {
+		case <-look.C:
+		case <-end.C:
+			n.Warn("drain", "%d requests of worker %s did not end in time and are broken off", open, id)
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}

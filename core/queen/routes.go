@@ -1,0 +1,146 @@
+package queen
+
+import (
+	"io"
+	"net/http"
+	"regexp"
+	"time"
+
+	"encoding/json"
+
+	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/httpd"
+	"github.com/apiary-dev/apiary/core/registry"
+	"github.com/apiary-dev/apiary/core/secret"
+)
+
+const (
+	callTimeout  = 30 * time.Second
+	jobBody      = 1 * contract.MiB
+	exitBody     = 64 * contract.KiB
+	noBody       = contract.KiB
+	maxLogTail   = 20
+	maxTailLine  = 2000
+	maxReference = 1024
+)
+
+// Routes returns the queen's HTTP surface, without that of the gateway.
+func (q *Queen) Routes() []httpd.Route {
+	return []httpd.Route{
+		{Pattern: "POST /v1/heartbeat", Class: httpd.ClassWorker, BodyLimit: contract.MaxWorkerBeat, Timeout: callTimeout, Handler: http.HandlerFunc(q.heartbeat)},
+		{Pattern: "POST /v1/worker-exits", Class: httpd.ClassHive, BodyLimit: exitBody, Timeout: callTimeout, Handler: http.HandlerFunc(q.workerExit)},
+		{Pattern: "POST /v1/jobs", Class: httpd.ClassAdmin, BodyLimit: jobBody, Timeout: callTimeout, Handler: q.jobs.SubmitHandler(q.dispatch)},
+		{Pattern: "GET /v1/jobs", Class: httpd.ClassAdmin, BodyLimit: noBody, Timeout: callTimeout, Handler: q.jobs.ListHandler()},
+		{Pattern: "GET /v1/jobs/{id}", Class: httpd.ClassAdmin, BodyLimit: noBody, Timeout: callTimeout, Handler: q.jobs.GetHandler()},
+		{Pattern: "GET /v1/jobs/{id}/stream", Class: httpd.ClassAdmin, BodyLimit: noBody, Handler: q.jobs.StreamHandler()},
+		{Pattern: "DELETE /v1/jobs/{id}", Class: httpd.ClassAdmin, BodyLimit: noBody, Timeout: callTimeout, Handler: q.jobs.CancelHandler()},
+		{Pattern: "GET /admin/cluster", Class: httpd.ClassAdmin, BodyLimit: noBody, Timeout: callTimeout, Handler: http.HandlerFunc(q.cluster)},
+		{Pattern: "GET /healthz", Class: httpd.ClassOpen, BodyLimit: noBody, Timeout: callTimeout, Handler: http.HandlerFunc(q.healthz)},
+		{Pattern: "GET /readyz", Class: httpd.ClassOpen, BodyLimit: noBody, Timeout: callTimeout, Handler: http.HandlerFunc(q.readyz)},
+		{Pattern: "GET /metrics", Class: httpd.ClassMetrics, BodyLimit: noBody, Timeout: callTimeout, Handler: q.o.Metrics.Handler()},
+	}
+}
+
+// healthz says that the process is alive.
+func (q *Queen) healthz(w http.ResponseWriter, _ *http.Request) {
+	httpd.WriteJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+}
+
+// readyz says whether requests should come here.
+func (q *Queen) readyz(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case q.background.Err() != nil:
+		httpd.WriteError(w, r, fault.New(fault.Unavailable, "stopping", "The queen is stopping; try another one or later."))
+	case !q.settled():
+		httpd.WriteError(w, r, fault.New(fault.Unavailable, "starting", "The queen has just started and does not know all hives yet; try again in a few seconds.").
+			WithRetryAfter(max(time.Second, q.o.ReadyAfter-q.now())))
+	default:
+		httpd.WriteJSON(w, http.StatusOK, map[string]string{"status": "ready"})
+	}
+}
+
+func (q *Queen) cluster(w http.ResponseWriter, _ *http.Request) {
+	s := q.Snapshot()
+	httpd.WriteJSON(w, http.StatusOK, contract.ClusterView{NodeID: q.o.NodeID, Hives: q.hiveViews(s, false), Workers: q.workerViews(s)})
+}
+
+var workerID = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
+
+// heartbeat takes a worker's beat, which carries the worker's own secret. The first one is the worker's registration.
+func (q *Queen) heartbeat(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(contract.MaxWorkerBeat)))
+	if err != nil {
+		httpd.WriteError(w, r, httpd.BodyError(err))
+		return
+	}
+	var beat contract.Heartbeat
+	if err := json.Unmarshal(body, &beat); err != nil {
+		q.o.Metrics.Beat("worker", "refused")
+		httpd.WriteError(w, r, fault.New(fault.Invalid, "invalid_json", "The body is not a heartbeat."))
+		return
+	}
+	info := beat.Worker
+	if !workerID.MatchString(info.ID) || !secret.ForWorker(q.o.ClusterKey, info.ID).Equal(httpd.Bearer(r)) {
+		q.o.Metrics.Beat("worker", "refused")
+		httpd.WriteError(w, r, unauthorized("The beat does not carry the secret of the worker it speaks for."))
+		return
+	}
+	if info.ModelID == "" || info.Port < 1 || info.Port > 65535 || info.Address == "" {
+		q.o.Metrics.Beat("worker", "refused")
+		httpd.WriteError(w, r, fault.New(fault.Invalid, "invalid_beat", "A heartbeat needs the worker's model_id, address and port."))
+		return
+	}
+	q.step(registry.Beat{Heartbeat: beat})
+	now, _ := q.Snapshot().Worker(info.ID)
+	q.o.Metrics.Beat("worker", "accepted")
+	httpd.WriteJSON(w, http.StatusOK, contract.HeartbeatReply{Queens: []string{q.o.URL}, IntervalMS: int(q.o.Interval.Milliseconds()), Draining: now.Draining})
+}
+
+// workerExit takes a hive's report that a worker's process ended. It carries the hive's secret.
+func (q *Queen) workerExit(w http.ResponseWriter, r *http.Request) {
+	from := ""
+	unknown := false
+	for _, l := range q.links {
+		id, _ := l.known()
+		if id == "" {
+			unknown = true
+		} else if secret.ForHive(q.o.ClusterKey, id).Equal(httpd.Bearer(r)) {
+			from = id
+		}
+	}
+	switch {
+	case from == "" && unknown: // it may be one of those
+		httpd.WriteError(w, r, fault.New(fault.Unavailable, "starting", "The queen does not know all hives yet; report again in a few seconds.").WithRetryAfter(time.Second))
+		return
+	case from == "":
+		httpd.WriteError(w, r, unauthorized("The report does not carry the secret of a hive of this queen."))
+		return
+	}
+	var x contract.WorkerExit
+	if err := httpd.ReadJSON(r, &x); err != nil {
+		httpd.WriteError(w, r, err)
+		return
+	}
+	if x.WorkerID == "" || x.Identity.WorkerID != x.WorkerID {
+		httpd.WriteError(w, r, fault.New(fault.Invalid, "invalid_exit", "A report needs a worker_id and the identity of the process that ended.").WithParam("worker_id"))
+		return
+	}
+	if known, ok := q.Snapshot().Worker(x.WorkerID); ok && known.Info.HiveID != from {
+		httpd.WriteError(w, r, fault.New(fault.Denied, "not_your_worker", "The worker %s belongs to another hive.", quoted(x.WorkerID)))
+		return
+	}
+	x.LogTail = x.LogTail[max(0, len(x.LogTail)-maxLogTail):]
+	for i, line := range x.LogTail {
+		if len(line) > maxTailLine {
+			x.LogTail[i] = line[:maxTailLine] + "…"
+		}
+	}
+	q.noteExit(x)
+	q.step(registry.Exited{Report: x, Jitter: jitter()})
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func unauthorized(message string) error {
+	return fault.New(fault.Denied, "unauthorized", "%s", message).WithStatus(http.StatusUnauthorized)
+}

@@ -1,0 +1,35 @@
+package queen
+
+import (
+	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/registry"
+)
+
+func (q *Queen) workerView(w *registry.Worker) contract.WorkerView {
+	return contract.WorkerView{WorkerInfo: w.Info, Liveness: w.Liveness, Condition: w.Condition,
+		AgeMS: (q.now() - w.BeatAt).Milliseconds(), InFlight: q.o.InFlight(w.Info.ID)}
+}
+
+func (q *Queen) workerViews(s *registry.Snapshot) []contract.WorkerView {
+	out := make([]contract.WorkerView, 0, len(s.Workers))
+	for i := range s.Workers {
+		out = append(out, q.workerView(&s.Workers[i]))
+	}
+	return out
+}
+
+func (q *Queen) hiveView(h *registry.Hive, devices bool) contract.HiveView {
+	v := contract.HiveView{HiveBeat: h.Beat, Liveness: h.Liveness, AgeMS: (q.now() - h.BeatAt).Milliseconds()}
+	if devices && h.Inventory != nil {
+		v.DeviceList = h.Inventory.Devices
+	}
+	return v
+}
+
+func (q *Queen) hiveViews(s *registry.Snapshot, devices bool) []contract.HiveView {
+	out := make([]contract.HiveView, 0, len(s.Hives))
+	for i := range s.Hives {
+		out = append(out, q.hiveView(&s.Hives[i], devices))
+	}
+	return out
+}

@@ -1,0 +1,471 @@
+package registry
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/apiary-dev/apiary/core/contract"
+)
+
+const boot = "boot-1"
+
+// world drives a machine in tests.
+type world struct {
+	t    *testing.T
+	m    *Machine
+	now  time.Duration
+	seqs map[string]uint64
+	seen []Effect
+}
+
+func newWorld(t *testing.T) *world {
+	return &world{t: t, m: New(Params{}, 0), seqs: map[string]uint64{}}
+}
+
+func (w *world) step(ev Event) []Effect {
+	fx := w.m.Step(w.now, ev)
+	w.seen = append(w.seen, fx...)
+	return fx
+}
+
+// pass lets time pass with a tick every second, and with beats of the named workers and hives every five.
+func (w *world) pass(d time.Duration, beating ...string) {
+	for end := w.now + d; w.now < end; {
+		w.now += time.Second
+		if w.now%(5*time.Second) == 0 {
+			for _, id := range beating {
+				if id[0] == 'h' {
+					w.hive(id, boot)
+				} else {
+					w.beat(id, contract.StatusReady)
+				}
+			}
+		}
+		w.step(Tick{})
+	}
+}
+
+func info(id string, status contract.WorkerStatus) contract.WorkerInfo {
+	return contract.WorkerInfo{ID: id, ModelID: "m", Device: "cpu0", HiveID: "h1", Port: 1, Address: "127.0.0.1", Status: status,
+		ContractVersion: 1, Incarnation: 100, PID: 7, BootID: boot, StartTicks: 9, Slots: 1}
+}
+
+func (w *world) beat(id string, status contract.WorkerStatus) []Effect {
+	w.seqs[id]++
+	return w.step(Beat{Heartbeat: contract.Heartbeat{Worker: info(id, status), Sequence: w.seqs[id]}})
+}
+
+func (w *world) hive(id, bootID string) []Effect {
+	w.seqs[id]++
+	return w.step(HiveBeat{Beat: contract.HiveBeat{ID: id, BootID: bootID, Incarnation: 50, Sequence: w.seqs[id]}})
+}
+
+func (w *world) worker(id string) Worker {
+	w.t.Helper()
+	out, ok := w.m.Snapshot(w.now).Worker(id)
+	if !ok {
+		w.t.Fatalf("worker %s is not known", id)
+	}
+	return out
+}
+
+func (w *world) serving() []string {
+	var ids []string
+	for _, s := range w.m.Snapshot(w.now).Serving("m") {
+		ids = append(ids, s.Info.ID)
+	}
+	return ids
+}
+
+func (w *world) exit(id string, code int, oom bool) []Effect {
+	i := info(id, "")
+	return w.step(Exited{Report: contract.WorkerExit{WorkerID: id, Identity: i.Identity(), ExitCode: code, OOM: oom}})
+}
+
+func (w *world) count(kind EffectKind) int {
+	n := 0
+	for _, e := range w.seen {
+		if e.Kind == kind {
+			n++
+		}
+	}
+	return n
+}
+
+func TestLivenessByAge(t *testing.T) {
+	w := newWorld(t)
+	w.pass(20 * time.Second) // past the grace
+	w.beat("w1", contract.StatusReady)
+	for _, c := range []struct {
+		age  time.Duration
+		want contract.Liveness
+		n    int // serving
+	}{
+		{5 * time.Second, contract.LivenessAlive, 1}, {8 * time.Second, contract.LivenessStale, 1},
+		{13 * time.Second, contract.LivenessSuspect, 1}, {18 * time.Second, contract.LivenessDown, 0},
+		{59 * time.Second, contract.LivenessDown, 0}, {61 * time.Second, contract.LivenessLost, 0},
+	} {
+		w.pass(20*time.Second + c.age - w.now)
+		if got := w.worker("w1").Liveness; got != c.want {
+			t.Errorf("at age %s the worker is %s, want %s", c.age, got, c.want)
+		}
+		if got := len(w.serving()); got != c.n {
+			t.Errorf("at age %s %d workers serve, want %d", c.age, got, c.n)
+		}
+	}
+	w.pass(24 * time.Hour)
+	if _, ok := w.m.Snapshot(w.now).Worker("w1"); ok {
+		t.Error("a worker that was silent for a day is still known")
+	}
+}
+
+func TestOldBeatsAreDropped(t *testing.T) {
+	w := newWorld(t)
+	at := func(inc int64, seq uint64, status contract.WorkerStatus) {
+		i := info("w1", status)
+		i.Incarnation, i.PID = inc, int(inc)
+		w.step(Beat{Heartbeat: contract.Heartbeat{Worker: i, Sequence: seq}})
+	}
+	at(100, 5, contract.StatusReady)
+	at(100, 5, contract.StatusStopped) // again
+	at(100, 4, contract.StatusStopped) // reordered
+	at(99, 900, contract.StatusStopped)
+	if got := w.worker("w1").Info.Status; got != contract.StatusReady || w.count(EffectDropped) != 3 {
+		t.Errorf("status %s with %d dropped beats, want Ready with 3", got, w.count(EffectDropped))
+	}
+	at(101, 1, contract.StatusBusy)
+	if got := w.worker("w1").Info.Status; got != contract.StatusBusy {
+		t.Errorf("a new incarnation was not taken: %s", got)
+	}
+	at(100, 6, contract.StatusStopped) // the old run is over for good
+	if got := w.worker("w1").Info.Status; got != contract.StatusBusy {
+		t.Errorf("a beat of the old run was taken: %s", got)
+	}
+	if got := w.exit("w1", 1, false); w.worker("w1").Exit != nil {
+		t.Errorf("the exit of another process ended the worker: %v", got)
+	}
+}
+
+func TestLateBeatDoesNotReviveADeletedWorker(t *testing.T) {
+	w := newWorld(t)
+	w.beat("w1", contract.StatusReady)
+	w.step(Draining{WorkerID: "w1", On: true})
+	if len(w.serving()) != 0 || w.worker("w1").Condition != contract.ConditionDraining {
+		t.Error("a draining worker is routed to")
+	}
+	w.step(Deleted{WorkerID: "w1"})
+	w.exit("w1", 0, false)
+	w.beat("w1", contract.StatusReady)
+	if _, ok := w.m.Snapshot(w.now).Worker("w1"); ok {
+		t.Error("a late beat brought a deleted worker back")
+	}
+	w.pass(time.Minute)
+	if n := w.count(EffectRespawn); n != 0 {
+		t.Errorf("a deleted worker was restarted %d times", n)
+	}
+}
+
+func TestGraceAndPause(t *testing.T) {
+	w := newWorld(t)
+	w.now = time.Second
+	w.beat("w1", contract.StatusReady)
+	w.step(Tick{})
+	w.now += 40 * time.Second // this process stood still: nobody is judged for it
+	fx := w.step(Tick{})
+	if len(fx) == 0 || fx[0].Kind != EffectPaused || w.worker("w1").Liveness != contract.LivenessAlive {
+		t.Errorf("after a pause: %v, worker %s", fx, w.worker("w1").Liveness)
+	}
+	w.pass(20 * time.Second)
+	if got := w.worker("w1").Liveness; got != contract.LivenessDown {
+		t.Errorf("after 20 s of silence without a pause the worker is %s", got)
+	}
+
+	g := New(Params{Stale: time.Second, Suspect: 2 * time.Second, Down: 3 * time.Second}, 0)
+	g.Step(0, Beat{Heartbeat: contract.Heartbeat{Worker: info("w1", contract.StatusReady), Sequence: 1}})
+	for now := time.Second; now < 17*time.Second; now += time.Second {
+		g.Step(now, Tick{})
+		if got, _ := g.Snapshot(now).Worker("w1"); got.Liveness == contract.LivenessDown {
+			t.Fatalf("down at %s, within the startup grace", now)
+		}
+	}
+	g.Step(18*time.Second, Tick{})
+	if got, _ := g.Snapshot(0).Worker("w1"); got.Liveness != contract.LivenessDown {
+		t.Errorf("after the grace the worker is %s", got.Liveness)
+	}
+}
+
+func TestFlappingHiveIsHeldSuspect(t *testing.T) {
+	w := newWorld(t)
+	w.hive("h1", boot)
+	w.pass(20*time.Second, "h1")
+	state := func() contract.Liveness { h, _ := w.m.Snapshot(w.now).Hive("h1"); return h.Liveness }
+	for range 2 { // suspect, up, suspect: three changes
+		w.pass(14 * time.Second)
+		w.hive("h1", boot)
+	}
+	held := w.now
+	if state() != contract.LivenessSuspect {
+		t.Fatalf("a flapping hive is %s", state())
+	}
+	w.pass(40*time.Second, "h1")
+	if state() != contract.LivenessSuspect {
+		t.Errorf("%s after the third change the hive is %s", w.now-held, state())
+	}
+	w.pass(25*time.Second, "h1")
+	if state() != contract.LivenessAlive {
+		t.Errorf("%s after the third change the hive is %s", w.now-held, state())
+	}
+}
+
+func TestBrake(t *testing.T) {
+	w := newWorld(t)
+	w.pass(20*time.Second, "h1", "h2", "h3", "w1")
+	w.pass(3*time.Minute, "h1") // h2 and h3 and the worker fall silent together
+	s := w.m.Snapshot(w.now)
+	if !s.Panic || w.count(EffectPanicOn) != 1 {
+		t.Fatal("the brake is off although two of three hives fell silent at once")
+	}
+	for _, h := range s.Hives {
+		if h.Liveness == contract.LivenessLost {
+			t.Errorf("hive %s is lost while the brake is on", h.Beat.ID)
+		}
+	}
+	if !slices.Equal(w.serving(), []string{"w1"}) {
+		t.Errorf("with the brake on %v serve, want the last known set", w.serving())
+	}
+	if n := w.count(EffectRespawn); n != 0 {
+		t.Errorf("%d workers were replaced while the brake was on", n)
+	}
+	w.pass(15*time.Second, "h1", "h2", "h3")
+	if w.m.Snapshot(w.now).Panic {
+		t.Error("the brake stays on although all hives are back")
+	}
+
+	one := newWorld(t)
+	one.pass(20*time.Second, "h1", "h2", "h3")
+	one.pass(2*time.Minute, "h1", "h2")
+	if h, _ := one.m.Snapshot(one.now).Hive("h3"); h.Liveness != contract.LivenessLost || one.count(EffectPanicOn) != 0 {
+		t.Errorf("one silent hive of three is %s", h.Liveness)
+	}
+}
+
+func TestRebootVoidsOldWorkers(t *testing.T) {
+	w := newWorld(t)
+	w.hive("h1", boot)
+	w.beat("w1", contract.StatusReady)
+	w.beat("w2", contract.StatusReady)
+	fx := w.step(HiveBeat{Beat: contract.HiveBeat{ID: "h1", BootID: "boot-2", Incarnation: 1000, Sequence: 1}})
+	if len(w.m.Snapshot(w.now).Workers) != 0 {
+		t.Errorf("workers of the old boot are still known: %v", fx)
+	}
+	w.beat("w1", contract.StatusReady) // a delayed packet of the old boot
+	w.hive("h1", boot)
+	h, _ := w.m.Snapshot(w.now).Hive("h1")
+	if len(w.m.Snapshot(w.now).Workers) != 0 || h.Beat.BootID != "boot-2" {
+		t.Errorf("a packet of the old boot was taken: boot %s", h.Beat.BootID)
+	}
+	// A worker of the new boot may come before its hive is polled.
+	n := newWorld(t)
+	n.hive("h1", boot)
+	n.beat("w1", contract.StatusReady)
+	i := info("w2", contract.StatusReady)
+	i.BootID, i.Incarnation = "boot-2", 2000
+	n.step(Beat{Heartbeat: contract.Heartbeat{Worker: i, Sequence: 1}})
+	if ids := n.serving(); !slices.Equal(ids, []string{"w2"}) {
+		t.Errorf("after the first beat of a new boot %v serve", ids)
+	}
+}
+
+func TestOutliers(t *testing.T) {
+	w := newWorld(t)
+	w.beat("w1", contract.StatusReady)
+	w.step(Failure{WorkerID: "w1", Kind: FailureDialRefused})
+	if !slices.Equal(w.serving(), []string{"w1"}) || w.worker("w1").Condition != "" {
+		t.Error("the last worker was ejected")
+	}
+	w.beat("w2", contract.StatusReady)
+	w.step(Failure{WorkerID: "w1", Kind: FailureDialRefused})
+	if !slices.Equal(w.serving(), []string{"w2"}) || w.worker("w1").Condition != contract.ConditionOutlier {
+		t.Errorf("after a refused dial %v serve", w.serving())
+	}
+	if got := w.worker("w1").EjectedUntil - w.now; got != 30*time.Second {
+		t.Errorf("the first ejection lasts %s", got)
+	}
+	w.pass(10*time.Second, "w1", "w2")
+	if w.step(Reachable{WorkerID: "w1"}); w.worker("w1").EjectedUntil == 0 {
+		t.Error("a probe ended the ejection before its first period")
+	}
+	w.pass(21*time.Second, "w1", "w2")
+	if got := w.worker("w1"); got.EjectedUntil != 0 || got.Weight > 0.2 {
+		t.Errorf("after the ejection: until %s, weight %v, want slow start", got.EjectedUntil, got.Weight)
+	}
+	w.pass(40*time.Second, "w1", "w2")
+	if got := w.worker("w1"); got.Weight != 1 {
+		t.Errorf("after slow start the weight is %v", got.Weight)
+	}
+	for i := range 5 {
+		if got := w.worker("w1").EjectedUntil; got != 0 {
+			t.Errorf("ejected after %d failures", i)
+		}
+		w.step(Failure{WorkerID: "w1", Kind: FailureError})
+	}
+	if got := w.worker("w1").EjectedUntil - w.now; got != time.Minute {
+		t.Errorf("the second ejection lasts %s", got)
+	}
+	w.pass(31*time.Second, "w1", "w2")
+	w.step(Failure{WorkerID: "w2", Kind: FailureDialRefused})
+	if got := w.worker("w2").EjectedUntil; got != 0 {
+		t.Error("the only worker that was not ejected was ejected")
+	}
+	for range 4 {
+		w.step(Failure{WorkerID: "w2", Kind: FailureError})
+		w.step(Success{WorkerID: "w2"})
+	}
+	if got := w.worker("w2").Failures; got != 0 {
+		t.Errorf("a success left %d failures", got)
+	}
+}
+
+func TestUnknownContractVersionIsNotRouted(t *testing.T) {
+	w := newWorld(t)
+	i := info("w1", contract.StatusReady)
+	i.ContractVersion = 2
+	w.step(Beat{Heartbeat: contract.Heartbeat{Worker: i, Sequence: 1}})
+	if len(w.serving()) != 0 || len(w.m.Snapshot(0).Workers) != 1 {
+		t.Error("a worker of another contract version must be listed and not routed")
+	}
+}
+
+// TestCrashLoop is T14 in fake time: five starts, at the back-off's distances, and then none.
+func TestCrashLoop(t *testing.T) {
+	for _, jitter := range []float64{-1, 0, 1} {
+		w := newWorld(t)
+		slot := Slot{ModelID: "m", HiveID: "h1", Device: "cpu0"}
+		starts := []time.Duration{}
+		id := 0
+		spawn := func() {
+			id++
+			name := "w" + string(rune('0'+id))
+			w.step(SpawnBegan{Slot: slot, WorkerID: name, Automatic: true})
+			starts = append(starts, w.now)
+			i := info(name, "")
+			w.step(Exited{Report: contract.WorkerExit{WorkerID: name, Identity: i.Identity(), ExitCode: 3}, Jitter: jitter})
+		}
+		spawn()
+		for end := 10 * time.Minute; w.now < end; w.now += 250 * time.Millisecond {
+			if w.now%time.Second == 0 {
+				w.step(Tick{})
+			}
+			for w.count(EffectRespawn) > len(starts)-1 {
+				spawn()
+			}
+		}
+		if len(starts) != 5 || starts[4] > 75*time.Second {
+			t.Fatalf("jitter %v: starts at %v, want five within 75 s", jitter, starts)
+		}
+		for i, want := range []time.Duration{0, 10 * time.Second, 20 * time.Second, 40 * time.Second} {
+			if got := starts[i+1] - starts[i]; got < want*3/4 || got > want*5/4+time.Second {
+				t.Errorf("jitter %v: start %d came %s after the one before, want %s ± 25 %%", jitter, i+2, got, want)
+			}
+		}
+		v := w.m.Verdict(w.now, slot)
+		if v.Allowed || v.Reason != contract.ConditionCrashLoop || v.Exit == nil || v.Exit.ExitCode != 3 {
+			t.Errorf("verdict %+v, want a crash loop with exit code 3", v)
+		}
+		if got := w.worker("w5").Condition; got != contract.ConditionCrashLoop || len(w.m.Snapshot(w.now).Workers) != 1 {
+			t.Errorf("the last worker is %q and %d are listed", got, len(w.m.Snapshot(w.now).Workers))
+		}
+		w.pass(16 * time.Minute)
+		if v := w.m.Verdict(w.now, slot); !v.Allowed {
+			t.Errorf("16 minutes after the crash loop: %+v", v)
+		}
+	}
+}
+
+func TestOOMTwiceDoesNotFit(t *testing.T) {
+	w := newWorld(t)
+	slot := Slot{ModelID: "m", HiveID: "h1", Device: "cpu0"}
+	for i := range 3 {
+		id := "w" + string(rune('1'+i))
+		w.step(SpawnBegan{Slot: slot, WorkerID: id, Automatic: true})
+		w.beat(id, contract.StatusReady)
+		w.exit(id, -1, true)
+		if got := w.worker(id).Condition; got != contract.ConditionOOM {
+			t.Errorf("condition %q after an out-of-memory kill", got)
+		}
+		w.pass(30 * time.Second)
+	}
+	if n := w.count(EffectRespawn); n != 2 {
+		t.Errorf("%d restarts after out-of-memory kills, want 2", n)
+	}
+	if v := w.m.Verdict(w.now, slot); v.Allowed || v.Reason != "does_not_fit" {
+		t.Errorf("verdict %+v", v)
+	}
+	w.step(SpawnBegan{Slot: slot, WorkerID: "w9"}) // a person tries again
+	if v := w.m.Verdict(w.now, slot); !v.Allowed || v.Exit != nil {
+		t.Errorf("after a person's wish: %+v", v)
+	}
+}
+
+func TestHealthyTimeResetsTheBackoff(t *testing.T) {
+	w := newWorld(t)
+	slot := Slot{ModelID: "m", HiveID: "h1", Device: "cpu0"}
+	for i := range 3 {
+		id := "w" + string(rune('1'+i))
+		w.step(SpawnBegan{Slot: slot, WorkerID: id, Automatic: true})
+		w.beat(id, contract.StatusReady)
+		w.pass(11*time.Minute, id)
+		w.exit(id, 1, false)
+		if v := w.m.Verdict(w.now, slot); v.Wait != 0 || !v.Live {
+			t.Errorf("after a long healthy time a crash waits: %+v", v)
+		}
+		if got := w.worker(id); got.Condition != "" || got.Info.Status != contract.StatusStopped || got.Liveness != contract.LivenessDown {
+			t.Errorf("a crashed worker is listed as %q %s %s", got.Condition, got.Info.Status, got.Liveness)
+		}
+	}
+}
+
+func TestDeletedWhileARestartIsDue(t *testing.T) {
+	w := newWorld(t)
+	w.beat("w1", contract.StatusReady)
+	w.m.p.Backoff = []time.Duration{10 * time.Second}
+	w.exit("w1", 1, false)
+	w.step(Deleted{WorkerID: "w1"})
+	w.pass(time.Minute)
+	if n := w.count(EffectRespawn); n != 0 {
+		t.Errorf("a deleted worker was restarted %d times", n)
+	}
+}
+
+func TestSpawnThatFailsWaitsButIsNotRepeated(t *testing.T) {
+	w := newWorld(t)
+	slot := Slot{ModelID: "m", HiveID: "h1", Device: "cpu0"}
+	for range 2 {
+		w.step(SpawnBegan{Slot: slot, WorkerID: "w1", Automatic: true})
+		w.step(SpawnFailed{WorkerID: "w1", Reason: "no_space"})
+	}
+	if v := w.m.Verdict(w.now, slot); v.Wait != 10*time.Second || v.Reason != "no_space" || v.Live {
+		t.Errorf("verdict %+v", v)
+	}
+	w.pass(time.Minute)
+	if n := w.count(EffectRespawn); n != 0 {
+		t.Errorf("a refused spawn was repeated %d times", n)
+	}
+}
+
+func TestSnapshotIsImmutable(t *testing.T) {
+	w := newWorld(t)
+	w.beat("w1", contract.StatusReady)
+	w.hive("h1", boot)
+	s := w.m.Snapshot(w.now)
+	before := slices.Clone(s.Workers)
+	w.beat("w1", contract.StatusBusy)
+	w.step(Draining{WorkerID: "w1", On: true})
+	w.beat("w0", contract.StatusReady)
+	if d := cmp.Diff(before, s.Workers); d != "" {
+		t.Errorf("a snapshot changed:\n%s", d)
+	}
+}

@@ -1,0 +1,232 @@
+// Package npm is the provisioner of engine builds that are published as npm packages, such as the llama.cpp builds of
+// node-llama-cpp: npm:@node-llama-cpp/{platform}@3.21.1. It chooses the package for the machine, asks the configured registry
+// for its tarball and integrity, and says how to unpack it. It fetches no tarball, runs no package code and needs npm
+// itself only to find out which registry is configured, where nothing else says so.
+package npm
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"strings"
+	"sync"
+
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/secret"
+	"github.com/apiary-dev/apiary/plugins/vendor"
+)
+
+// Scheme is the scheme of the references, and the name of the credential that the provisioner asks the core to add.
+const Scheme = "npm"
+
+// Bounds of unpacking one package.
+const (
+	maxEntries  = 10_000
+	maxUnpacked = 4 << 30
+)
+
+// Options configure a Provisioner.
+type Options struct {
+	Registry string      // URL of the registry; empty: found as Environment says
+	Host     vendor.Host // makes the metadata requests
+	Env      Environment
+}
+
+// Provisioner plans engines from npm packages.
+type Provisioner struct {
+	opts Options
+
+	mu sync.Mutex
+	// mu guards the field below. It is not held while the registry is looked for.
+	found *settings
+}
+
+// New returns a provisioner. It looks for the registry when it first needs one.
+func New(o Options) *Provisioner { return &Provisioner{opts: o} }
+
+// Info implements vendor.Provisioner.
+func (p *Provisioner) Info() vendor.Info {
+	return vendor.Info{Name: "npm", Version: "1.0.0", Schemes: []string{Scheme}, Description: "Engine builds published as npm packages."}
+}
+
+// Supports implements vendor.Provisioner.
+func (p *Provisioner) Supports(ref string) bool { return strings.HasPrefix(ref, Scheme+":") }
+
+// Pin implements vendor.Pinner.
+func (p *Provisioner) Pin(ref string, on vendor.Platform) (reference, platform string, err error) {
+	pkg, err := parse(ref, on)
+	if err != nil {
+		return "", "", err
+	}
+	return pkg.reference(), pkg.platform, nil
+}
+
+// Credential returns the token that the user's npm configuration holds for host, when name is that of this provisioner's
+// credential. It is empty before the first Plan.
+func (p *Provisioner) Credential(name, host string) secret.Secret {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if name != Scheme || p.found == nil {
+		return ""
+	}
+	return p.found.token(host)
+}
+
+// settings finds the npm configuration once; a failure is looked into again the next time.
+func (p *Provisioner) settings(ctx context.Context) (*settings, error) {
+	p.mu.Lock()
+	found := p.found
+	p.mu.Unlock()
+	if found != nil {
+		return found, nil
+	}
+	found, err := discover(ctx, p.opts.Registry, p.opts.Env)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.found = found
+	return found, nil
+}
+
+// packument is the part of a package's metadata that is used, in the registry's abbreviated form.
+type packument struct {
+	Versions map[string]struct {
+		Dist struct {
+			Tarball      string `json:"tarball"`
+			Integrity    string `json:"integrity"`
+			UnpackedSize int64  `json:"unpackedSize"`
+			FileCount    int    `json:"fileCount"`
+		} `json:"dist"`
+	} `json:"versions"`
+}
+
+// Plan implements vendor.Provisioner.
+func (p *Provisioner) Plan(ctx context.Context, req vendor.PlanRequest) (*vendor.Plan, error) {
+	pkg, err := parse(req.Reference, req.Platform)
+	if err != nil {
+		return nil, err
+	}
+	conf, err := p.settings(ctx)
+	if err != nil {
+		return nil, err
+	}
+	registry, err := conf.registry(pkg.scope)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := p.metadata(ctx, registry, pkg)
+	if err != nil {
+		return nil, err
+	}
+	v, ok := doc.Versions[pkg.version]
+	if !ok {
+		return nil, fault.New(fault.NotFound, "engine_not_found", "The registry has no version %s of %s; choose one of those that it lists.", pkg.version, pkg.name())
+	}
+	sha512, err := parseIntegrity(v.Dist.Integrity)
+	if err != nil {
+		return nil, fault.New(fault.Denied, "no_integrity", "The registry gives no usable sha512 integrity for %s %s, so what it sends cannot be proved to be the package; use another registry or version: %w", pkg.name(), pkg.version, err)
+	}
+	sources, err := tarballSources(registry, pkg, v.Dist.Tarball)
+	if err != nil {
+		return nil, err
+	}
+	extract := &vendor.ExtractStep{
+		File: "package.tgz", Prefix: "package/bins/" + pkg.platform + "/", Into: ".", MaxBytes: maxUnpacked, MaxEntries: maxEntries,
+	}
+	if n := v.Dist.UnpackedSize; n > 0 && n < maxUnpacked {
+		extract.MaxBytes = n
+	}
+	plan := &vendor.Plan{
+		Reference: pkg.reference(), Name: "llama.cpp", Version: pkg.version, Platform: pkg.platform,
+		Files: []vendor.File{{
+			Path: extract.File, Role: "archive", Size: -1, Digests: vendor.Digests{SHA512: sha512}, Sources: sources,
+		}},
+		Steps: []vendor.Step{{Extract: extract}},
+	}
+	suffix := ".so"
+	if strings.HasPrefix(pkg.platform, "mac-") {
+		suffix = ".dylib"
+	}
+	for _, lib := range []string{"libllama", "libggml"} {
+		// The files carry the version of llama.cpp in their names; the loader of the native worker wants the plain ones.
+		plan.Steps = append(plan.Steps,
+			vendor.Step{Link: &vendor.LinkStep{Name: lib + suffix, Match: lib + ".v*" + suffix}},
+			vendor.Step{Expect: &vendor.ExpectStep{Path: lib + suffix, Message: "The package " + pkg.name() + " holds no " + lib + suffix + ", so it is no llama.cpp build for " + pkg.platform + "."}})
+	}
+	return plan, nil
+}
+
+// metadata asks the registry for the package.
+func (p *Provisioner) metadata(ctx context.Context, registry string, pkg pkgRef) (*packument, error) {
+	res, err := p.opts.Host.HTTP(ctx, vendor.HTTPRequest{
+		Method: "GET", URL: registry + "/" + strings.ReplaceAll(pkg.name(), "/", "%2f"), Credential: Scheme,
+		Header: map[string][]string{"Accept": {"application/vnd.npm.install-v1+json; q=1.0, application/json; q=0.8"}},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ask the package registry for %s: %w", pkg.name(), err)
+	}
+	switch {
+	case res.Status == 404:
+		return nil, fault.New(fault.NotFound, "engine_not_found", "The package registry does not know %s; check the reference, or whether there is a build for %s.", pkg.name(), pkg.platform)
+	case res.Status == 401 || res.Status == 403:
+		return nil, fault.New(fault.Denied, "registry_denied", "The package registry refused %s with status %d; put a token for it into your .npmrc.", pkg.name(), res.Status)
+	case res.Status == 429 || res.Status >= 500:
+		return nil, fault.New(fault.Unavailable, "registry_unavailable", "The package registry answered %d for %s; try again later.", res.Status, pkg.name())
+	case res.Status != 200:
+		return nil, fault.New(fault.Unavailable, "registry_unavailable", "The package registry answered %d for %s; check that the configured address is a registry.", res.Status, pkg.name())
+	}
+	var doc packument
+	if err := json.Unmarshal(res.Body, &doc); err != nil {
+		return nil, fault.New(fault.Unavailable, "registry_garbage", "What the package registry answered for %s is not the description of a package; check that the configured address is a registry: %w", pkg.name(), err)
+	}
+	return &doc, nil
+}
+
+// parseIntegrity takes the sha512 out of a subresource integrity string and returns it in hex.
+func parseIntegrity(s string) (string, error) {
+	for part := range strings.FieldsSeq(s) {
+		b64, ok := strings.CutPrefix(part, "sha512-")
+		if !ok {
+			continue // sha1 and others prove nothing today
+		}
+		b64, _, _ = strings.Cut(b64, "?") // options
+		raw, err := base64.StdEncoding.DecodeString(b64)
+		if err != nil || len(raw) != 64 {
+			return "", fmt.Errorf("%q is not a sha512 digest", part)
+		}
+		return hex.EncodeToString(raw), nil
+	}
+	return "", fmt.Errorf("there is no sha512 in %q", s)
+}
+
+// tarballSources says where the tarball can be had. Registries that mirror another one often name that one's host in their
+// answers, and it may be out of reach: then the usual place on the configured registry comes first. The digest decides in
+// either case. The user's token belongs to the configured registry, and the core sends it to no other host.
+func tarballSources(registry string, pkg pkgRef, tarball string) ([]vendor.Source, error) {
+	conf, err := url.Parse(registry)
+	if err != nil {
+		return nil, fmt.Errorf("parse the address of the registry: %w", err)
+	}
+	at, err := conf.Parse(tarball)
+	if err != nil || tarball == "" || at.Host == "" || at.User != nil || (at.Scheme != "https" && at.Scheme != "http") {
+		return nil, fault.New(fault.Unavailable, "registry_garbage", "The package registry gives no usable address for the tarball of %s %s; check that the configured address is a registry.", pkg.name(), pkg.version)
+	}
+	given := vendor.Source{URL: at.String(), Credential: Scheme, Ranges: true}
+	if at.Host == conf.Host && (at.Scheme == conf.Scheme || at.Scheme == "https") {
+		return []vendor.Source{given}, nil
+	}
+	_, base, ok := strings.Cut(pkg.name(), "/")
+	if !ok {
+		base = pkg.name()
+	}
+	sources := []vendor.Source{{URL: registry + "/" + pkg.name() + "/-/" + base + "-" + pkg.version + ".tgz", Credential: Scheme, Ranges: true}}
+	if at.Scheme == "https" {
+		sources = append(sources, given)
+	}
+	return sources, nil
+}
