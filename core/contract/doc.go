@@ -5,25 +5,15 @@
 // real requests and responses against those documents. Readers ignore unknown JSON fields, so that versions mix.
 package contract
 
-import (
-	"embed"
-	"io/fs"
-)
+import "embed"
 
 // Version is the major version of the worker contract. A worker that reports another major is listed, not routed to.
 const Version = 1
 
+// OpenAPI holds the documents openapi/worker-api.yaml, openapi/hive-api.yaml and openapi/queen-api.yaml.
+//
 //go:embed openapi/*.yaml
-var openAPI embed.FS
-
-// OpenAPI returns the documents worker-api.yaml, hive-api.yaml and queen-api.yaml.
-func OpenAPI() fs.FS {
-	sub, err := fs.Sub(openAPI, "openapi")
-	if err != nil {
-		panic(err) // the folder is part of this package
-	}
-	return sub
-}
+var OpenAPI embed.FS
 
 // Default ports of design section 5. A hive chooses workers' ports from FirstWorkerPort to LastWorkerPort.
 const (

@@ -52,9 +52,6 @@ const (
 	complete
 )
 
-// headDone reports whether the head has arrived.
-func (p *reply) headDone() bool { return p.phase != inHead }
-
 // feed reads b and calls body for each piece of the body in it; an error of body is returned as it is. It returns what of b
 // lies behind the end of the answer.
 func (p *reply) feed(b []byte, body func([]byte) error) (rest []byte, err error) {

@@ -172,13 +172,3 @@ func (w *Writer) Data(v any) error {
 	}
 	return w.Event("", "", b)
 }
-
-// Done writes the event that ends an OpenAI stream.
-func (w *Writer) Done() error { return w.Event("", "", []byte(Done)) }
-
-// Comment writes a comment line, which clients ignore: it keeps a connection alive or reports progress.
-func (w *Writer) Comment(text string) error {
-	w.buf = append(append(append(w.buf[:0], ": "...), text...), "\n\n"...)
-	_, err := w.w.Write(w.buf)
-	return err
-}

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"io/fs"
 	"mime"
 	"net/http"
 	"testing"
@@ -33,7 +32,7 @@ const errorSchema = "ErrorBody"
 // Load reads a document of core/contract, for example "worker-api.yaml", and checks that it is valid OpenAPI.
 func Load(t testing.TB, name string) *Document {
 	t.Helper()
-	data, err := fs.ReadFile(contract.OpenAPI(), name)
+	data, err := contract.OpenAPI.ReadFile("openapi/" + name)
 	if err != nil {
 		t.Fatalf("read %s: %v", name, err)
 	}

@@ -42,7 +42,6 @@ type setup struct {
 	dir     string
 }
 
-func (s *setup) ours() *target   { return s.targets[0] }
 func (s *setup) direct() *target { return s.targets[len(s.targets)-1] }
 
 // model is the name of a worker's model.
