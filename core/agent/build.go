@@ -170,7 +170,7 @@ func (a *assembly) buildQueen(o Options, n node, m *metrics.Metrics) error {
 	var err error
 	a.queen, err = queen.New(queen.Options{
 		NodeID: n.id, Name: cfg.Agent.Name, Version: o.Version, URL: a.queenURL, ClusterKey: n.cluster, Hives: hives,
-		Models: models(cfg), Workers: kinds(cfg), Registry: registryParams(cfg), Interval: cfg.Queen.Heartbeat.Interval, ReadyAfter: cfg.Queen.Detection.ReadyAfter,
+		Models: models(cfg), Workers: kinds(cfg), Defaults: spawnDefaults(cfg), Registry: registryParams(cfg), Interval: cfg.Queen.Heartbeat.Interval, ReadyAfter: cfg.Queen.Detection.ReadyAfter,
 		Drain: cfg.Hive.Drain, Ready: cfg.Hive.Spawn.Ready, ReadyGiB: cfg.Hive.Spawn.ReadyPerGiB, ReadyMax: cfg.Hive.Spawn.ReadyMax,
 		InFlight: func(id string) int { return gw.InFlight(id) }, Metrics: m, Log: log,
 	})
@@ -220,6 +220,15 @@ func kinds(cfg *config.Config) []contract.WorkerKind {
 	var out []contract.WorkerKind
 	for _, w := range cfg.Workers {
 		out = append(out, contract.WorkerKind{Name: w.Name, Adapter: w.Adapter, Source: w.Source})
+	}
+	return out
+}
+
+// spawnDefaults is what the worker blocks say about the workers that are started for them.
+func spawnDefaults(cfg *config.Config) map[string]contract.WorkerSpawn {
+	out := map[string]contract.WorkerSpawn{}
+	for _, w := range cfg.Workers {
+		out[w.Name] = contract.WorkerSpawn{Devices: w.Devices, Context: w.Context, Slots: w.Slots, Threads: w.Threads, Env: w.Env}
 	}
 	return out
 }

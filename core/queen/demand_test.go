@@ -16,7 +16,8 @@ import (
 func TestOnDemand(t *testing.T) {
 	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
 	h.behave = func(w *fakeWorker) { w.loadFor = 200 * time.Millisecond }
-	a := startQueen(t, Options{Context: 128, Slots: 3}, h)
+	a := startQueen(t, Options{Defaults: map[string]contract.WorkerSpawn{
+		"llama": {Devices: []string{"cpu0"}, Context: 128, Slots: 3, Threads: 1, Env: map[string]string{"A": "b"}}}}, h)
 	var all sync.WaitGroup
 	for range 30 {
 		all.Go(func() {
@@ -28,7 +29,8 @@ func TestOnDemand(t *testing.T) {
 	all.Wait()
 	a.until("loading is seen", func() bool { return a.Demand(modelRef).Progress == 0.5 })
 	a.until("a worker serves", func() bool { a.Demand(modelRef); return len(a.serving(modelID)) == 1 })
-	if specs := h.spawned(); len(specs) != 1 || specs[0].Context != 128 || specs[0].Slots != 3 {
+	if specs := h.spawned(); len(specs) != 1 || specs[0].Context != 128 || specs[0].Slots != 3 || specs[0].Threads != 1 ||
+		specs[0].Env["A"] != "b" || specs[0].Devices[0] != "cpu0" {
 		t.Errorf("spawns %+v", specs)
 	}
 	jobs := a.jobs.List()

@@ -40,10 +40,10 @@ type Options struct {
 	Hives      []string      // base URLs of hive APIs
 	Models     []Model
 	Workers    []contract.WorkerKind // worker blocks; the first one that is not echo serves models by default
-	Context    int                   // tokens of workers started on demand; 0: what fits
-	Slots      int                   // of workers started on demand; 0: the hive decides
-	Threads    int                   // of workers started on demand; 0: the hive decides
-	Registry   registry.Params       // zero values: the defaults
+	// Defaults are what a spawn that does not say otherwise takes from its worker block, by the name of the block: Devices,
+	// Context, Slots, Threads and Env. A zero leaves the choice to queen, hive or worker.
+	Defaults map[string]contract.WorkerSpawn
+	Registry registry.Params // zero values: the defaults
 
 	Interval   time.Duration // of heartbeats and hive polls; default 5 s
 	ReadyAfter time.Duration // after which a queen is ready although not all hives have reported; default 6 s

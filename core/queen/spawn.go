@@ -1,10 +1,12 @@
 package queen
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -201,6 +203,9 @@ func (r *spawning) engine() *contract.Engine {
 // device chooses where the model runs: where it was asked for, or the engine's first accelerator with room, or the processor.
 func (r *spawning) device() error {
 	if len(r.spec.Devices) == 0 {
+		r.spec.Devices = slices.Clone(r.q.o.Defaults[r.kind.Name].Devices)
+	}
+	if len(r.spec.Devices) == 0 {
 		r.spec.Devices = []string{r.bestDevice()}
 	}
 	r.slot = registry.Slot{ModelID: r.spec.Model, HiveID: r.hive.Beat.ID, Device: strings.Join(r.spec.Devices, ",")}
@@ -258,10 +263,10 @@ func (r *spawning) start(ctx context.Context) (contract.WorkerSpawned, error) {
 	if len(spec.QueenURLs) == 0 {
 		spec.QueenURLs = []string{q.o.URL}
 	}
-	for v, def := range map[*int]int{&spec.Context: q.o.Context, &spec.Slots: q.o.Slots, &spec.Threads: q.o.Threads} {
-		if *v == 0 {
-			*v = def
-		}
+	def := q.o.Defaults[r.kind.Name]
+	spec.Context, spec.Slots, spec.Threads = cmp.Or(spec.Context, def.Context), cmp.Or(spec.Slots, def.Slots), cmp.Or(spec.Threads, def.Threads)
+	if len(spec.Env) == 0 {
+		spec.Env = maps.Clone(def.Env)
 	}
 	recipe := spec
 	recipe.WorkerID, recipe.SpawnKey, recipe.Generation, recipe.QueenURLs = "", "", 0, nil
