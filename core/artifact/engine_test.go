@@ -29,6 +29,7 @@ const enginePackage = "npm:@test/{platform}@1.2.3"
 type registry struct {
 	*httptest.Server
 	tarballs  map[string][]byte // by platform
+	base      string            // the server's URL
 	integrity string            // replaces the right one
 	cutAt     int               // the tarball ends there once
 	requests  []*http.Request
@@ -40,7 +41,10 @@ func newRegistry(t testing.TB, platforms ...string) *registry {
 	for _, p := range platforms {
 		r.tarballs[p] = engineArchive(t, p)
 	}
-	r.Server = httptest.NewServer(r)
+	// The handler needs the address, and a client in another process gives no order between a setting after the start and that.
+	r.Server = httptest.NewUnstartedServer(r)
+	r.base = "http://" + r.Listener.Addr().String()
+	r.Start()
 	t.Cleanup(r.Close)
 	return r
 }
@@ -79,7 +83,7 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			sri = "sha512-" + base64.StdEncoding.EncodeToString(sum)
 		}
 		_ = json.NewEncoder(w).Encode(map[string]any{"versions": map[string]any{"1.2.3": map[string]any{"dist": map[string]any{
-			"tarball": r.URL + "/@test/" + platform + "/-/" + platform + "-1.2.3.tgz", "integrity": sri, "shasum": "0000",
+			"tarball": r.base + "/@test/" + platform + "/-/" + platform + "-1.2.3.tgz", "integrity": sri, "shasum": "0000",
 		}}}})
 		return
 	}
