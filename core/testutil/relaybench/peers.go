@@ -56,7 +56,7 @@ func (s *setup) haproxy(_ context.Context, name, listen, upstream string) (int, 
 	config := filepath.Join(s.dir, name+".cfg")
 	err = os.WriteFile(config, fmt.Appendf(nil, `global
   nbthread 2
-  maxconn 10000
+  maxconn 4000
 defaults
   mode http
   timeout connect 5s
