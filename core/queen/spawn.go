@@ -334,6 +334,13 @@ func (q *Queen) begin(slot registry.Slot, spec, recipe contract.WorkerSpawn, run
 		}
 	}
 	key = spec.SpawnKey
+	for i := range s.Workers {
+		// A key that somebody names means the worker that runs under it, if one does.
+		if w := &s.Workers[i]; key != "" && w.Info.SpawnKey == key && used[key] {
+			generation = w.Info.Generation
+			break
+		}
+	}
 	for n := 0; key == ""; n++ {
 		if k := spec.Model + "#" + strconv.Itoa(n); !used[k] {
 			key = k
