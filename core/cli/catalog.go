@@ -46,7 +46,11 @@ func (a *app) modelCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return ask(ctx, a, contract.ArtifactRef{Operation: contract.OpModelGet, Reference: ref, HiveID: hive}, func(m contract.Model) error {
+			return ask(ctx, a, contract.ArtifactRef{Operation: contract.OpModelGet, Reference: ref, HiveID: hive}, func(v contract.ModelView) error {
+				m := contract.Model{ID: v.ID, References: v.Names}
+				if v.Model != nil {
+					m = *v.Model
+				}
 				chat := "no: it continues text"
 				if m.Chat {
 					chat = "yes"

@@ -20,7 +20,7 @@ import (
 
 // parseBody reads a body as the handler of path does.
 func parseBody(path, body string) (*job, []string, error) {
-	r, err := http.NewRequest(http.MethodPost, "http://w"+path, strings.NewReader(body))
+	r, err := http.NewRequest(http.MethodPost, "http://w/", strings.NewReader(body))
 	if err != nil {
 		return nil, nil, err
 	}
