@@ -38,7 +38,10 @@ func (q *Queen) Routes() []httpd.Route {
 		{Pattern: "GET /admin/cluster", Class: httpd.ClassAdmin, BodyLimit: noBody, Timeout: callTimeout, Handler: http.HandlerFunc(q.cluster)},
 		{Pattern: "GET /healthz", Class: httpd.ClassOpen, BodyLimit: noBody, Timeout: callTimeout, Handler: http.HandlerFunc(q.healthz)},
 		{Pattern: "GET /readyz", Class: httpd.ClassOpen, BodyLimit: noBody, Timeout: callTimeout, Handler: http.HandlerFunc(q.readyz)},
-		{Pattern: "GET /metrics", Class: httpd.ClassMetrics, BodyLimit: noBody, Timeout: callTimeout, Handler: q.o.Metrics.Handler()},
+		{Pattern: "GET /metrics", Class: httpd.ClassMetrics, BodyLimit: noBody, Timeout: callTimeout, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			q.count()
+			q.o.Metrics.Handler().ServeHTTP(w, r)
+		})},
 	}
 }
 
