@@ -1,6 +1,7 @@
 package queen
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -40,7 +41,7 @@ func startQueen(t *testing.T, o Options, hives ...*fakeHive) *agent {
 	}
 	o.NodeID, o.Name, o.Version, o.ClusterKey = "q1", "queen", "test", clusterKey
 	o.URL = "http://" + ln.Addr().String()
-	o.Interval, o.Metrics = 200*time.Millisecond, metrics.New()
+	o.Interval, o.Metrics = cmp.Or(o.Interval, 200*time.Millisecond), metrics.New()
 	o.Workers = []contract.WorkerKind{{Name: "echo", Adapter: "echo"}, {Name: "llama", Adapter: "native", Source: engineRef}}
 	if len(o.Registry.Backoff) == 0 {
 		o.Registry.Backoff = []time.Duration{0, 50 * time.Millisecond, 100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond}

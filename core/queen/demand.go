@@ -41,6 +41,18 @@ func (d *demands) get(key string) *demand {
 	return m
 }
 
+// claim makes a running demand that of a pinned id too, once its model is fetched. It reports false when another attempt for the
+// id runs: a request may have seen the fetched model first.
+func (d *demands) claim(m *demand, id string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if other := d.all[id]; other != nil && other != m && other.running {
+		return false
+	}
+	d.all[id] = m
+	return true
+}
+
 const (
 	retrySoon = time.Second     // for a client whose worker is about to be there
 	retryLoad = 2 * time.Second // for a client whose worker loads
@@ -207,11 +219,9 @@ func (q *Queen) attempt(ctx context.Context, d *demand, name, key string) error 
 		if len(t.ModelIDs) == 0 {
 			return fault.New(fault.Unavailable, "not_listed", "The model %s was fetched, but the hive does not list it; see its log.", quoted(name))
 		}
-		q.demands.mu.Lock()
-		if other := q.demands.all[t.ModelIDs[0]]; other == nil || !other.running {
-			q.demands.all[t.ModelIDs[0]] = d // asked for by its id it is the same demand
+		if !q.demands.claim(d, t.ModelIDs[0]) {
+			return nil
 		}
-		q.demands.mu.Unlock()
 	}
 	id := t.ModelIDs[0]
 	if ok, err := q.awaitRunning(ctx, id); ok || err != nil {

@@ -1,6 +1,7 @@
 package queen
 
 import (
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -42,25 +43,37 @@ func TestOnDemand(t *testing.T) {
 // TestConfiguredModelIsFetched: a model of the configuration that no catalog has is downloaded by a job that the caller is told of.
 func TestConfiguredModelIsFetched(t *testing.T) {
 	h := newFakeHive(t, "q1").withEngine()
+	h.hold = make(chan struct{})
 	a := startQueen(t, Options{Models: []Model{{Name: "smol", Source: modelRef, Aliases: []string{"alias"}}}}, h)
 	if target, err := a.Resolve("alias"); err != nil || len(target.ModelIDs) != 0 {
 		t.Errorf("a model that is not fetched resolves to %v, %v", target, err)
 	}
 	var fetching registry.Demand
-	a.until("it is fetched", func() bool {
-		if d := a.Demand("alias"); d.State == registry.DemandFetching {
-			fetching = d
-		}
-		return len(a.serving(modelID)) == 1
+	a.until("it is being fetched", func() bool {
+		fetching = a.Demand("alias")
+		return fetching.State == registry.DemandFetching && fetching.JobID != "" && fetching.Progress == 0.5
 	})
+	close(h.hold)
+	a.until("it is fetched", func() bool { a.Demand("alias"); return len(a.serving(modelID)) == 1 })
 	if j, err := a.jobs.Get(fetching.JobID); err != nil || j.Operation != contract.OpModelDownload {
 		t.Errorf("the fetching demand %+v names %+v, %v", fetching, j, err)
 	}
 	if target, err := a.Resolve("alias"); err != nil || len(target.ModelIDs) != 1 || target.ModelIDs[0] != modelID {
 		t.Errorf("afterwards the alias is %v, %v", target, err)
 	}
-	if n := h.did(contract.OpModelDownload); n != 1 {
-		t.Errorf("%d downloads", n)
+	a.until("the demand is over", func() bool {
+		a.notify()
+		a.demands.mu.Lock()
+		defer a.demands.mu.Unlock()
+		for _, d := range a.demands.all {
+			if d.running {
+				return false
+			}
+		}
+		return true
+	})
+	if n, s := h.did(contract.OpModelDownload), len(h.spawned()); n != 1 || s != 1 {
+		t.Errorf("%d downloads and %d spawns", n, s)
 	}
 }
 
@@ -297,11 +310,37 @@ func TestPlacementPrefersAnAcceleratorWithRoom(t *testing.T) {
 		want string
 	}{{24 * contract.GiB, "cuda0"}, {100 * contract.MiB, "cpu0"}} {
 		h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
-		h.engines[0].Devices = append(h.engines[0].Devices, contract.Device{ID: "cuda0", Kind: "cuda", Name: "GPU", MemoryTotal: 24 * contract.GiB, MemoryFree: c.free, Source: "engine"})
+		gpu := contract.Device{ID: "cuda0", Kind: "cuda", Name: "GPU", MemoryTotal: 24 * contract.GiB, MemoryFree: 23 * contract.GiB, Source: "engine"}
+		h.engines[0].Devices = append(h.engines[0].Devices, gpu)
+		gpu.MemoryFree = c.free // the catalog's number is as old as the engine
+		h.gpus = []contract.Device{gpu}
 		a := startQueen(t, Options{}, h)
 		got := a.run(spawnOp(modelRef))
 		if got.err != nil || h.spawned()[0].Devices[0] != c.want || !strings.Contains(got.text(), "on cuda0") {
 			t.Errorf("with %s free: %v %+v\n%s", c.free, got.err, h.spawned()[0].Devices, got.text())
+		}
+	}
+}
+
+// TestOldInventoryDoesNotWin: an inventory that was asked for before a download and comes after it does not hide the model.
+func TestOldInventoryDoesNotWin(t *testing.T) {
+	h := newFakeHive(t, "q1")
+	h.slow = make(chan struct{})
+	a := startQueen(t, Options{Interval: time.Hour}, h)
+	a.until("the old inventory is on its way", func() bool { a.notify(); return h.asked.Load() == 1 })
+	done := make(chan outcome, 1)
+	go func() {
+		done <- a.run(contract.ArtifactRef{Operation: contract.OpModelDownload, Reference: modelRef})
+	}()
+	a.until("the model is fetched", func() bool { a.notify(); return len(h.inventory().Models) == 1 })
+	time.AfterFunc(100*time.Millisecond, func() { close(h.slow) }) // a download that does not wait for it ends sooner
+	if got := <-done; got.err != nil {
+		t.Fatal(got.err)
+	}
+	<-h.slow
+	for end := time.Now().Add(200 * time.Millisecond); time.Now().Before(end); runtime.Gosched() { // the old answer arrives
+		if target, err := a.Resolve(modelRef); err != nil || len(target.ModelIDs) != 1 {
+			t.Fatalf("after the download the model is %v, %v", target, err)
 		}
 	}
 }

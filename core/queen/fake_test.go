@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,16 +38,22 @@ type fakeHive struct {
 	jobs *job.Manager
 	doc  *apitest.Document
 
+	asked atomic.Int32  // for the inventory
+	slow  chan struct{} // where it is set, the first answer is on its way until it is closed
+
 	mu      sync.Mutex // guards the fields below
 	seq     uint64
 	models  []contract.Model
 	engines []contract.Engine
+	gpus    []contract.Device // as they are now
 	procs   map[string]*fakeWorker
 	specs   []contract.WorkerSpawn
 	ops     []string
 	pid     int
 	// behave changes a worker before it starts: what it does is up to its fields.
 	behave func(*fakeWorker)
+	// hold, where it is set, keeps downloads until it is closed.
+	hold chan struct{}
 	// fail makes an operation fail.
 	fail map[string]error
 }
@@ -71,7 +78,13 @@ func newFakeHive(t *testing.T, id string) *fakeHive {
 	mux.HandleFunc("GET /v1/id", func(w http.ResponseWriter, _ *http.Request) { httpd.WriteJSON(w, 200, map[string]string{"id": id}) })
 	closed := http.NewServeMux()
 	closed.HandleFunc("GET /v1/hive", h.serveBeat)
-	closed.HandleFunc("GET /v1/inventory", func(w http.ResponseWriter, _ *http.Request) { httpd.WriteJSON(w, 200, h.inventory()) })
+	closed.HandleFunc("GET /v1/inventory", func(w http.ResponseWriter, _ *http.Request) {
+		inv := h.inventory()
+		if first := h.asked.Add(1) == 1; first && h.slow != nil {
+			<-h.slow
+		}
+		httpd.WriteJSON(w, 200, inv)
+	})
 	closed.Handle("POST /v1/jobs", h.jobs.SubmitHandler(h.dispatch))
 	closed.Handle("GET /v1/jobs/{id}", h.jobs.GetHandler())
 	closed.Handle("GET /v1/jobs/{id}/stream", h.jobs.StreamHandler())
@@ -181,9 +194,14 @@ func (h *fakeHive) perform(ctx context.Context, n *job.Narrator, op string, body
 		}
 		return out, nil
 	case contract.OpDeviceList:
-		return h.inventory().Devices, nil
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return append([]contract.Device{{ID: "cpu0", Kind: "cpu", Name: "CPU", Source: "system"}}, h.gpus...), nil
 	case contract.OpModelDownload:
 		n.Progress("download", "fetching", contract.Progress{Done: 1, Total: 2, Unit: "bytes"})
+		if h.hold != nil {
+			<-h.hold
+		}
 		id := ref.Reference + "@0123456789ab"
 		h.withModel(id, ref.Reference)
 		return contract.Model{ID: id, References: []string{ref.Reference}, Vendor: "v", Format: "gguf"}, nil

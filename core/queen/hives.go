@@ -28,6 +28,8 @@ type link struct {
 	q    *Queen
 	base string
 	open *client.Client // without a token: for /v1/id
+	// polling has room for the one poll that may be under way: of two, the older answer might come last.
+	polling chan struct{}
 
 	mu       sync.Mutex // guards the fields below
 	id       string     // node id; empty until it is learnt
@@ -39,7 +41,7 @@ type link struct {
 }
 
 func newLink(q *Queen, base string) *link {
-	return &link{q: q, base: base, open: client.New(client.Options{Base: base, Dial: q.o.Dial}), refresh: make(chan struct{}, 1)}
+	return &link{q: q, base: base, open: client.New(client.Options{Base: base, Dial: q.o.Dial}), refresh: make(chan struct{}, 1), polling: make(chan struct{}, 1)}
 }
 
 func (l *link) close() {
@@ -91,6 +93,12 @@ func (l *link) note(err error) {
 
 // poll asks the hive how it is, and for its inventory when that has changed.
 func (l *link) poll(ctx context.Context) error {
+	select {
+	case l.polling <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-l.polling }()
 	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
 	defer cancel()
 	api, id, err := l.identify(ctx)
@@ -171,11 +179,9 @@ func (l *link) hasReported() bool {
 	return l.reported
 }
 
-// update fetches the hive's inventory after an operation has changed it, so that the change is seen at once.
+// update fetches the hive's inventory after an operation has changed it, so that the change is seen at once. The digest in the
+// hive's beat says that it has changed.
 func (l *link) update(ctx context.Context) {
-	l.mu.Lock()
-	l.digest = ""
-	l.mu.Unlock()
 	if err := l.poll(ctx); err != nil {
 		select { // the loop tries again
 		case l.refresh <- struct{}{}:

@@ -1,0 +1,198 @@
+package queen
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/registry"
+)
+
+// choose decides on model, kind of worker and hive, and fetches a model that no catalog has.
+func (r *spawning) choose(ctx context.Context) error {
+	q, asked := r.q, r.spec.Model
+	if asked == "" {
+		return fault.New(fault.Invalid, "model_missing", "WorkerSpawn needs the name or reference of a model.").WithParam("model")
+	}
+	if err := q.awaitSettled(ctx); err != nil {
+		return err
+	}
+	t, err := q.Resolve(asked)
+	if err != nil && fault.KindOf(err) != fault.NotFound {
+		return err
+	}
+	if len(t.ModelIDs) == 0 {
+		ref := orElse(q.dir.Load().sources[asked], asked)
+		if r.automatic {
+			return notFound(asked)
+		}
+		if strings.HasPrefix(ref, echoScheme) || !strings.Contains(ref, ":") {
+			return notFound(asked)
+		}
+		r.n.Info("fetch", "the model %s is not in the catalog and is fetched first", ref)
+		m, err := q.download(ctx, contract.ArtifactRef{Reference: ref, HiveID: r.spec.HiveID}, r.n.Forward)
+		if err != nil {
+			return err
+		}
+		t.ModelIDs = []string{m.ID}
+	}
+	id := t.ModelIDs[0]
+	if r.kind, err = r.chooseKind(id); err != nil {
+		return err
+	}
+	r.spec.Model, r.spec.Worker = id, r.kind
+	if id != asked {
+		r.n.Info("resolve", "%s is %s", asked, id)
+	}
+	return r.chooseHive(id)
+}
+
+func (r *spawning) chooseKind(modelID string) (contract.WorkerKind, error) {
+	if want := r.spec.Worker; want.Name != "" {
+		for _, k := range r.q.o.Workers {
+			if k.Name == want.Name {
+				return k, nil
+			}
+		}
+		if want.Adapter != "" {
+			return want, nil
+		}
+		return want, fault.New(fault.NotFound, "worker_kind_not_found", "The configuration has no worker block %s.", quoted(want.Name)).WithParam("worker")
+	}
+	if strings.HasPrefix(modelID, echoScheme) {
+		if k, ok := r.q.kindOf("echo"); ok {
+			return k, nil
+		}
+	}
+	for _, k := range r.q.o.Workers {
+		if k.Adapter != "echo" {
+			return k, nil
+		}
+	}
+	return contract.WorkerKind{}, fault.New(fault.Unavailable, "no_worker_kind", "The configuration has no worker block that can serve %s; add one.", quoted(modelID))
+}
+
+// chooseHive takes the hive that was asked for, or one that holds the model.
+func (r *spawning) chooseHive(modelID string) error {
+	e := r.q.dir.Load().model(modelID)
+	if e != nil {
+		r.model = e.model
+	}
+	hiveID := r.spec.HiveID
+	if hiveID == "" && r.model != nil {
+		for _, l := range r.q.alive() {
+			if id, _ := l.known(); slices.Contains(e.hives, id) {
+				hiveID = id
+				break
+			}
+		}
+		if hiveID == "" {
+			return fault.New(fault.Unavailable, "hive_unavailable", "No hive that holds the model %s answers; try again when one does.", quoted(modelID))
+		}
+	}
+	var err error
+	if r.link, r.hive, err = r.q.chosen(hiveID); err != nil {
+		return err
+	}
+	r.spec.HiveID = r.hive.Beat.ID
+	return nil
+}
+
+// installEngine puts the worker's engine on the hive if it is not there.
+func (r *spawning) installEngine(ctx context.Context) error {
+	source := r.kind.Source
+	if source == "" || r.kind.Adapter == "echo" || r.engine() != nil {
+		return nil
+	}
+	r.n.Info("engine", "the engine %s is not on %s and is installed first", source, r.hive.Beat.Name)
+	_, err := forward[contract.Engine](ctx, r.link, contract.ArtifactRef{Operation: contract.OpWorkerInstall, Reference: source}, r.n.Forward)
+	if err != nil {
+		return err
+	}
+	r.link.update(ctx)
+	if h, ok := r.q.Snapshot().Hive(r.hive.Beat.ID); ok {
+		r.hive = h
+	}
+	return nil
+}
+
+// engine returns the newest entry of the hive's worker catalog that serves the worker kind's source.
+func (r *spawning) engine() *contract.Engine {
+	if r.hive.Inventory == nil {
+		return nil
+	}
+	var found *contract.Engine
+	for i := range r.hive.Inventory.Engines {
+		e := &r.hive.Inventory.Engines[i]
+		if (e.ID == r.kind.Source || slices.Contains(e.References, r.kind.Source)) && (found == nil || e.AddedAt.After(found.AddedAt)) {
+			found = e
+		}
+	}
+	return found
+}
+
+// device chooses where the model runs: where it was asked for, or the engine's first accelerator with room, or the processor.
+func (r *spawning) device(ctx context.Context) error {
+	if len(r.spec.Devices) == 0 {
+		r.spec.Devices = slices.Clone(r.q.o.Defaults[r.kind.Name].Devices)
+	}
+	if len(r.spec.Devices) == 0 {
+		r.spec.Devices = []string{r.bestDevice(ctx)}
+	}
+	r.slot = registry.Slot{ModelID: r.spec.Model, HiveID: r.hive.Beat.ID, Device: strings.Join(r.spec.Devices, ",")}
+	if !r.automatic {
+		return nil
+	}
+	if v := r.q.verdict(r.slot); v.Reason == "does_not_fit" || v.Reason == contract.ConditionCrashLoop && v.Wait > 0 {
+		return pastFault(r.spec.Model, r.slot, v)
+	}
+	return nil
+}
+
+func (r *spawning) bestDevice(ctx context.Context) string {
+	const processor = "cpu0"
+	e := r.engine()
+	if r.kind.Adapter == "echo" || r.model == nil || e == nil {
+		return processor
+	}
+	need := r.model.SizeBytes + r.model.SizeBytes/5 + deviceMargin
+	for _, d := range r.accelerators(ctx, e) {
+		slot := registry.Slot{ModelID: r.spec.Model, HiveID: r.hive.Beat.ID, Device: d.ID}
+		switch free := d.MemoryFree; {
+		case r.automatic && r.q.verdict(slot).Reason == "does_not_fit":
+			r.n.Info("place", "not on %s: earlier workers of this model ran out of memory there", d.ID)
+		case free < need:
+			r.n.Info("place", "not on %s: about %s are needed and %s are free", d.ID, need, free)
+		default:
+			r.n.Info("place", "on %s (%s): about %s are needed and %s are free", d.ID, d.Name, need, free)
+			return d.ID
+		}
+	}
+	r.n.Info("place", "on %s: the engine lists no accelerator with room for the model", processor)
+	return processor
+}
+
+// accelerators lists the engine's accelerators with the memory that is free now: the catalog knows what was free when the engine
+// was installed.
+func (r *spawning) accelerators(ctx context.Context, e *contract.Engine) []contract.Device {
+	list := slices.DeleteFunc(slices.Clone(e.Devices), func(d contract.Device) bool { return d.Kind == "cpu" || d.Kind == "" })
+	if len(list) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
+	defer cancel()
+	fresh, err := forward[[]contract.Device](ctx, r.link, operation{contract.OpDeviceList}, nil)
+	if err != nil {
+		r.n.Warn("place", "the free memory of the devices is not known: %v", err)
+	}
+	for i := range list {
+		for _, d := range fresh {
+			if d.ID == list[i].ID {
+				list[i].MemoryFree = d.MemoryFree
+			}
+		}
+	}
+	return list
+}
