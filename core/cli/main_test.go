@@ -97,6 +97,11 @@ func leftovers(home string) error {
 	if locked {
 		return fmt.Errorf("an agent of %s is left", home)
 	}
+	return leftoverWorkers(home)
+}
+
+// leftoverWorkers says which workers of a data folder's hive still run.
+func leftoverWorkers(home string) error {
 	id, err := nodeOf(home)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // no agent ever started there

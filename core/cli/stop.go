@@ -12,6 +12,7 @@ import (
 	"github.com/apiary-dev/apiary/core/agent"
 	"github.com/apiary-dev/apiary/core/client"
 	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/secret"
 )
 
@@ -134,6 +135,9 @@ func endByQueen(ctx context.Context, t target, r agent.RunFile, told func(contra
 			continue
 		}
 		d, err := client.Run[contract.WorkerDeleted](ctx, c.Client, contract.WorkerDelete{Operation: contract.OpWorkerDelete, WorkerID: w.ID}, nil)
+		if fault.KindOf(err) == fault.NotFound {
+			continue // it ended by itself after it was listed; what took its place is in the process table
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("end worker %s: %w", w.ID, err))
 			continue
