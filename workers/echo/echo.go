@@ -155,9 +155,11 @@ func (e *engine) text(ctx context.Context, req *sdk.Request) (prompt, text strin
 	prompt, text = req.Prompt, req.Prompt
 	if n := len(req.Messages); n > 0 {
 		var all strings.Builder
-		for _, m := range req.Messages {
+		for i, m := range req.Messages {
+			if i > 0 {
+				all.WriteByte('\n')
+			}
 			all.WriteString(m.Content)
-			all.WriteByte('\n')
 		}
 		prompt, text = all.String(), req.Messages[n-1].Content
 	}

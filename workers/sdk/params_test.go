@@ -18,13 +18,13 @@ import (
 	"github.com/apiary-dev/apiary/core/fault"
 )
 
-// parseBody reads a body as the handler of path does.
-func parseBody(path, body string) (*job, []string, error) {
+// parseBody reads a body as the handler of that kind does.
+func parseBody(kind, body string) (*job, []string, error) {
 	r, err := http.NewRequest(http.MethodPost, "http://w/", strings.NewReader(body))
 	if err != nil {
 		return nil, nil, err
 	}
-	switch path {
+	switch kind {
 	case "infer":
 		var b contract.InferRequest
 		if err := decode(r, &b); err != nil {
