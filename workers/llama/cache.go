@@ -27,8 +27,9 @@ type sequence struct {
 	used     uint64
 }
 
-// minHostTokens is the length from which a sequence is worth copying to host memory.
-const minHostTokens = 64
+// minHostTokens is the length from which a sequence is worth copying to host memory, and hostMargin how many tokens more a
+// copy must hold than the KV cache to be worth restoring.
+const minHostTokens, hostMargin = 16, 8
 
 func newCache(b backend, cells, seqs int, sharing bool, hostMax int) *cache {
 	c := &cache{b: b, refs: make([]uint16, cells), sharing: sharing, hostMax: hostMax}
@@ -44,12 +45,12 @@ func newCache(b backend, cells, seqs int, sharing bool, hostMax int) *cache {
 // used returns the number of cells that hold something.
 func (c *cache) used() int { return len(c.refs) - len(c.freeCells) }
 
-// retained returns the number of cells that only retained sequences hold, counting a shared one for each of them.
-func (c *cache) retained() int {
+// own returns the number of cells that s alone holds.
+func (c *cache) own(s *sequence) int {
 	n := 0
-	for _, s := range c.seqs {
-		if !s.active {
-			n += len(s.cells)
+	for _, i := range s.cells {
+		if c.refs[i] == 1 {
+			n++
 		}
 	}
 	return n
@@ -81,7 +82,7 @@ func (c *cache) match(prompt []int32) (*sequence, *hostCopy, int) {
 		}
 	}
 	for _, h := range c.host {
-		if k := min(commonPrefix(h.tokens, prompt), len(prompt)-1); k > n+32 {
+		if k := min(commonPrefix(h.tokens, prompt), len(prompt)-1); k > n+hostMargin {
 			best, copied, n = nil, h, k
 		}
 	}
@@ -229,9 +230,8 @@ func (c *cache) retain(s *sequence) {
 	}
 }
 
-// evict makes room by giving up the least recently used retained sequence, with a copy in host memory where that pays.
-// When no copy is possible and only want cells are needed, it cuts off the tail and leaves the rest. It spares keep, and
-// returns false when nothing is left to give up.
+// evict makes room by giving up the least recently used retained sequence other than keep. It returns false when nothing is
+// left to give up.
 func (c *cache) evict(want int, keep *sequence) bool {
 	var v *sequence
 	for _, s := range c.seqs {
@@ -239,25 +239,42 @@ func (c *cache) evict(want int, keep *sequence) bool {
 			v = s
 		}
 	}
-	if v == nil {
-		return false
+	if v != nil {
+		c.giveUp(v, want)
 	}
-	if !c.toHost(v) && want > 0 && want < len(v.tokens)-minHostTokens && len(c.freeSeqs) > 0 {
-		v.shrinkTo(c, len(v.tokens)-want)
-		return true
-	}
-	c.release(v)
-	return true
+	return v != nil
 }
 
-// limitRetained gives up retained sequences until they hold at most n cells: attention runs over all cells up to the highest
-// used one, so what is retained slows every step.
+// giveUp takes s out of the KV cache, with a copy in host memory where that is possible. Where it is not, and only want cells
+// are needed, it cuts off the tail and leaves the rest.
+func (c *cache) giveUp(s *sequence, want int) {
+	if !c.toHost(s) && want > 0 && want < len(s.tokens)-minHostTokens && len(c.freeSeqs) > 0 {
+		s.shrinkTo(c, len(s.tokens)-want)
+		return
+	}
+	c.release(s)
+}
+
+// limitRetained gives up retained sequences until they hold at most n cells that no request uses: attention runs over all
+// cells up to the highest used one, so what is retained slows every step.
 func (c *cache) limitRetained(n int) {
 	for {
-		over := c.retained() - n
-		if over <= 0 || !c.evict(over, nil) {
+		var oldest *sequence
+		over := -n
+		for _, s := range c.seqs {
+			own := 0
+			if !s.active {
+				own = c.own(s)
+			}
+			over += own
+			if own > 0 && (oldest == nil || s.used < oldest.used) {
+				oldest = s
+			}
+		}
+		if over <= 0 || oldest == nil {
 			return
 		}
+		c.giveUp(oldest, over)
 	}
 }
 

@@ -18,7 +18,7 @@ const (
 	minChunk = 32
 	// sharedAhead is how many tokens more than already computed a prompt must share with one now being computed, to wait for it.
 	sharedAhead = 16
-	// retainFloor is the number of retained cells that are left in the KV cache while requests run.
+	// retainFloor is the number of retained cells that are left in the KV cache while requests run and no copies can be made.
 	retainFloor = 256
 )
 
@@ -70,10 +70,10 @@ func (s *scheduler) idle() bool { return len(s.queue)+len(s.prefill)+len(s.runni
 // step sweeps what was cancelled, builds a batch, computes it and hands out the tokens.
 func (s *scheduler) step() {
 	s.sweep()
-	s.limitRetained()
 	s.rows, s.outs, s.batched = s.rows[:0], s.outs[:0], s.batched[:0]
 	s.addRunning()
 	s.addPrompts()
+	s.limitRetained()
 	s.publish()
 	if len(s.rows) == 0 {
 		return
@@ -107,18 +107,21 @@ func (s *scheduler) sweep() {
 	s.queue, s.prefill, s.running = swept(s.queue), swept(s.prefill), swept(s.running)
 }
 
-// limitRetained keeps what is retained small beside what runs. With nothing running it costs nothing and stays.
+// limitRetained moves what is retained out of the way of a batch: 300 retained cells beside the 450 of four requests
+// cost a tenth of their tokens per second on a processor. With nothing running they cost nothing and stay.
 func (s *scheduler) limitRetained() {
+	if len(s.rows) == 0 {
+		return
+	}
+	if s.c.hostMax > 0 {
+		s.c.limitRetained(0)
+		return
+	}
 	live := 0
-	for _, t := range s.running {
+	for _, t := range s.batched {
 		live += len(t.seq.cells)
 	}
-	for _, t := range s.prefill {
-		live += len(t.all)
-	}
-	if live > 0 {
-		s.c.limitRetained(max(retainFloor, live/4))
-	}
+	s.c.limitRetained(max(retainFloor, live/4))
 }
 
 // addRunning puts one row of each running request into the batch; without cells for all, the youngest request goes back to

@@ -85,7 +85,7 @@ func parse(args []string, errs io.Writer) (options, error) {
 	fs.StringVar(&o.worker, "worker", "", "executable of the worker; default: this program")
 	fs.IntVar(&o.threads, "threads", 0, "threads of each side; 0: the free cores")
 	fs.IntVar(&o.rounds, "rounds", 5, "rounds of each side")
-	fs.IntVar(&o.tokens, "tokens", 64, "tokens to generate for each stream")
+	fs.IntVar(&o.tokens, "tokens", 96, "tokens to generate for each stream")
 	fs.IntVar(&o.words, "words", 16, "words in each prompt")
 	streams := fs.String("streams", "1,4,16", "numbers of streams")
 	fs.BoolVar(&o.verbose, "v", false, "print each round to stderr")
