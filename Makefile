@@ -14,7 +14,7 @@ ifeq ($(origin CC),default)
 CC          := $(shell command -v gcc || command -v clang || command -v cc)
 endif
 
-# Everything is asked for in one go at the end of a test, so the usual second of waiting at exit only costs time.
+# By default a program under the race detector waits a second at its end.
 export GORACE := atexit_sleep_ms=0
 export GOTOOLCHAIN := local
 

@@ -101,22 +101,14 @@ func lockHome(home string) (*os.File, error) {
 	return nil, fmt.Errorf("lock the data folder: %w", err)
 }
 
-var nodeIDForm = regexp.MustCompile(`^[a-z0-9]{12}$`)
-
-// nodeID reads the id of this node from node.json, or makes it. The caller holds the lock.
-func nodeID(home string) (string, error) {
+// NodeID is the id of the node whose data folder is home. Before its first agent there is none, which is fs.ErrNotExist.
+func NodeID(home string) (string, error) {
 	path := filepath.Join(home, "node.json")
 	var node struct {
 		ID string `json:"id"`
 	}
 	b, err := os.ReadFile(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		raw := make([]byte, 6)
-		_, _ = rand.Read(raw)
-		node.ID = hex.EncodeToString(raw)
-		return node.ID, writeJSON(path, node)
-	case err != nil:
+	if err != nil {
 		return "", fmt.Errorf("read the node's id: %w", err)
 	}
 	if err := json.Unmarshal(b, &node); err != nil || !nodeIDForm.MatchString(node.ID) {
@@ -124,6 +116,20 @@ func nodeID(home string) (string, error) {
 			"%s does not hold a node id; restore it, or remove it to give this machine a new identity.", path)
 	}
 	return node.ID, nil
+}
+
+var nodeIDForm = regexp.MustCompile(`^[a-z0-9]{12}$`)
+
+// nodeID reads the id of this node, or makes it. The caller holds the lock.
+func nodeID(home string) (string, error) {
+	id, err := NodeID(home)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return id, err
+	}
+	raw := make([]byte, 6)
+	_, _ = rand.Read(raw)
+	id = hex.EncodeToString(raw)
+	return id, writeJSON(filepath.Join(home, "node.json"), map[string]string{"id": id})
 }
 
 // writeJSON publishes v under path by rename, so that a reader sees the old or the new file and never half of one.

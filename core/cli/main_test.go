@@ -102,7 +102,7 @@ func leftovers(home string) error {
 
 // leftoverWorkers says which workers of a data folder's hive still run.
 func leftoverWorkers(home string) error {
-	id, err := nodeOf(home)
+	id, err := agent.NodeID(home)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // no agent ever started there
 	}
@@ -118,17 +118,6 @@ func leftoverWorkers(home string) error {
 		err = fmt.Errorf("%d workers of %s are left: %+v", len(entries), home, entries)
 	}
 	return err
-}
-
-// nodeOf is the node id of a data folder.
-func nodeOf(home string) (string, error) {
-	b, err := os.ReadFile(filepath.Join(home, "node.json"))
-	if err != nil {
-		return "", err
-	}
-	var node struct{ ID string }
-	err = json.Unmarshal(b, &node)
-	return node.ID, err
 }
 
 // stopHome ends what runs for a data folder and reports what it could not end.

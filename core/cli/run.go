@@ -4,13 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/apiary-dev/apiary/core/client"
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/openai"
@@ -220,95 +217,4 @@ func (a *app) prompt(model, given string) (string, error) {
 		return "", fault.New(fault.Invalid, "no_prompt", "The prompt on standard input is empty; write `%s run %s \"…\"`.", me(), model)
 	}
 	return strings.TrimSuffix(string(b), "\n"), nil
-}
-
-// prepared is a model that a worker serves.
-type prepared struct {
-	name string // to use in requests
-	chat bool
-}
-
-// prepare fetches the model and the engine and starts a worker, as far as they are missing, and tells about it.
-func (c *conn) prepare(ctx context.Context, a *app, s *story, arg string) (prepared, error) {
-	ref, err := reference(arg)
-	if err != nil {
-		return prepared{}, err
-	}
-	st, err := client.Run[contract.Status](ctx, c.Client, op{Operation: contract.OpStatus}, nil)
-	if err != nil {
-		return prepared{}, err
-	}
-	p := prepared{name: ref}
-	id, source := ref, ref
-	if i := slices.IndexFunc(st.Models, func(m contract.ModelView) bool {
-		return m.ID == ref || slices.Contains(m.Names, ref) || m.Source == ref
-	}); i >= 0 {
-		m := st.Models[i]
-		source = m.Source
-		if m.ID != "" {
-			id = m.ID
-			for _, w := range st.Workers {
-				if w.ModelID == id && serving(w) {
-					p.chat = slices.Contains(w.Capabilities, contract.CapabilityChat)
-					return p, nil
-				}
-			}
-		}
-	}
-	began := time.Now()
-	if !strings.HasPrefix(source, "echo:") {
-		s.step("model  ")
-		m, err := client.Run[contract.Model](ctx, c.Client, contract.ArtifactRef{Operation: contract.OpModelDownload, Reference: source}, s.narrate)
-		if err != nil {
-			return p, err
-		}
-		id, p.chat = m.ID, m.Chat
-		if err := c.prepareEngine(ctx, a, s); err != nil {
-			return p, err
-		}
-		began = time.Now()
-	}
-	s.step("model  ")
-	w, err := client.Run[contract.WorkerSpawned](ctx, c.Client, contract.WorkerSpawn{Operation: contract.OpWorkerSpawn, Model: id, Wait: true}, s.narrate)
-	if err != nil {
-		return p, err
-	}
-	view, err := client.Run[contract.WorkerView](ctx, c.Client, contract.WorkerRef{Operation: contract.OpWorkerGet, WorkerID: w.WorkerID}, nil)
-	if err != nil {
-		return p, err
-	}
-	p.chat = slices.Contains(view.Capabilities, contract.CapabilityChat)
-	s.done("%s · ready in %.1f s on %s", ref, time.Since(began).Seconds(), view.Device)
-	return p, nil
-}
-
-func serving(w contract.WorkerView) bool {
-	return w.Liveness == contract.LivenessAlive && w.Condition == "" && (w.Status == contract.StatusReady || w.Status == contract.StatusBusy)
-}
-
-// prepareEngine installs the engine of the configuration when the queen's hives have none of that reference, so that its
-// progress is a step of its own. A configuration without one leaves it to the agent, which may have another.
-func (c *conn) prepareEngine(ctx context.Context, a *app, s *story) error {
-	ref, err := a.defaultEngine()
-	if err != nil {
-		if fault.KindOf(err) == fault.Invalid {
-			return nil
-		}
-		return err
-	}
-	engines, err := client.Run[[]contract.Engine](ctx, c.Client, contract.ArtifactRef{Operation: contract.OpWorkerInstalledList}, nil)
-	if err != nil {
-		return err
-	}
-	if slices.ContainsFunc(engines, func(e contract.Engine) bool { return e.ID == ref || slices.Contains(e.References, ref) }) {
-		return nil
-	}
-	s.clear()
-	s.step("engine ")
-	e, err := client.Run[contract.Engine](ctx, c.Client, contract.ArtifactRef{Operation: contract.OpWorkerInstall, Reference: ref}, s.narrate)
-	if err != nil {
-		return err
-	}
-	s.done("%s", engineLine(e))
-	return nil
 }

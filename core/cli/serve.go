@@ -64,9 +64,7 @@ func (a *app) serve(f agentFlags) error {
 	hurry, ended := make(chan struct{}), make(chan struct{})
 	o.Hurry = hurry
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	// Closing the terminal from which an agent was started is not a wish to end it.
-	signal.Ignore(syscall.SIGHUP)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // the last: its terminal was closed
 	defer close(ended)
 	go func() {
 		defer signal.Stop(signals) // a third signal ends the process at once

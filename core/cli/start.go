@@ -36,7 +36,7 @@ func (a *app) ensure(ctx context.Context, s *story) (*conn, error) {
 		return t.conn()
 	case stranger:
 		return nil, t.strange()
-	case starting:
+	case unready:
 		return a.await(ctx, t, nil)
 	}
 	if !t.local() {
@@ -59,8 +59,9 @@ func (a *app) ensure(ctx context.Context, s *story) (*conn, error) {
 		}
 	}
 	c, err := a.await(ctx, t, b)
-	if err == nil && b != nil && !b.lost {
-		if r, err := agent.ReadRunFile(t.home); err == nil {
+	if err == nil && b != nil {
+		// Another command may have started one at the same time; then that one serves both.
+		if r, err := agent.ReadRunFile(t.home); err == nil && r.Process.PID == b.pid {
 			s.line(fmt.Sprintf("agent started (%s) · %s · log %s", strings.Join(r.Roles, " + "), c.base, tilde(agent.LogPath(t.home), a.getenv("HOME"))))
 		}
 	}
@@ -72,7 +73,7 @@ type background struct {
 	ended chan struct{} // closed when the process has ended
 	err   error         // of the process, once ended
 	from  int64         // size of the log before the start
-	lost  bool          // another agent was first
+	pid   int
 }
 
 // startAgent starts `apiary agent` in a session of its own, so that closing the terminal does not end it.
@@ -120,7 +121,7 @@ func (a *app) startAgent(t target) (*background, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start an agent: %w", err)
 	}
-	b := &background{ended: make(chan struct{}), from: st.Size()}
+	b := &background{ended: make(chan struct{}), from: st.Size(), pid: cmd.Process.Pid}
 	go func() {
 		b.err = cmd.Wait()
 		close(b.ended)
@@ -153,8 +154,7 @@ func (a *app) await(ctx context.Context, t target, b *background) (*conn, error)
 			ended = nil
 			if exit, ok := errors.AsType[*exec.ExitError](b.err); ok && exit.ExitCode() == fault.ExitCode(fault.New(fault.Conflict, "", "")) {
 				if locked, err := agent.Locked(t.home); err == nil && locked {
-					b.lost = true // another command started one at the same time: that one serves both
-					continue
+					continue // another command's agent was first
 				}
 			}
 			return nil, b.failure(t)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,6 +14,7 @@ import (
 	"github.com/apiary-dev/apiary/core/client"
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/process"
 	"github.com/apiary-dev/apiary/core/secret"
 )
 
@@ -32,8 +34,8 @@ func (a *app) stopCommand() *cobra.Command {
 	c.Long = c.Short + `.
 
 The agent is the one of the data folder (APIARY_HOME); --addr plays no part. Requests that run are finished first; a second
-Ctrl-C to an agent in the foreground, or a second SIGTERM, makes it hurry. Without a running agent there is nothing to do:
-the command says so and succeeds.`
+Ctrl-C to an agent in the foreground, or a second SIGTERM, makes it hurry. Without a running agent the
+workers that one left behind are ended; the command says that no agent runs, and succeeds.`
 	c.Flags().BoolVar(&keep, "keep-workers", false, "leave the workers running; an agent that starts later hears them again")
 	c.RunE = interruptible(func(ctx context.Context, _ []string) error { return a.stop(ctx, keep) })
 	return c
@@ -58,11 +60,7 @@ func (a *app) stop(ctx context.Context, keep bool) error {
 		}
 	}
 	if !locked || errors.Is(err, fs.ErrNotExist) {
-		if a.json {
-			return a.printJSON(result)
-		}
-		_, err := fmt.Fprintf(a.err, "No agent runs with the data folder %s.\n", tilde(home, a.getenv("HOME")))
-		return err
+		return a.stopOrphans(ctx, home, keep, result)
 	}
 	if err != nil {
 		return err
@@ -84,31 +82,51 @@ func (a *app) stop(ctx context.Context, keep bool) error {
 			return err
 		}
 	} else if ended {
-		_, _ = fmt.Fprintf(a.out, "agent (%s) stopped · pid %d\n", roles(r), r.Process.PID)
+		_, _ = fmt.Fprintf(a.out, "agent (%s) stopped · pid %d\n", strings.Join(r.Roles, " + "), r.Process.PID)
 	}
 	return left
 }
 
-func roles(r agent.RunFile) string {
-	s := ""
-	for i, role := range r.Roles {
-		if i > 0 {
-			s += " + "
+// stopOrphans ends the workers that an agent left which was killed or told to keep them.
+func (a *app) stopOrphans(ctx context.Context, home string, keep bool, result stopped) error {
+	var errs []error
+	id, err := agent.NodeID(home)
+	if err == nil && !keep {
+		var left []process.Entry
+		if left, err = process.Scan(id); err != nil {
+			return err
 		}
-		s += role
+		for _, p := range left {
+			o, err := process.Kill(ctx, p.Identity, process.KillOptions{})
+			if err != nil {
+				errs = append(errs, fmt.Errorf("end worker %s: %w", p.WorkerID, err))
+				continue
+			}
+			a.ended(&result, contract.WorkerDeleted{WorkerID: p.WorkerID, Outcome: o})
+		}
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	return s
+	if a.json {
+		errs = append(errs, a.printJSON(result))
+	} else {
+		_, _ = fmt.Fprintf(a.err, "No agent runs with the data folder %s.\n", tilde(home, a.getenv("HOME")))
+	}
+	return errors.Join(errs...)
+}
+
+// ended says that a worker has ended.
+func (a *app) ended(result *stopped, d contract.WorkerDeleted) {
+	result.Workers = append(result.Workers, d)
+	if !a.json {
+		_, _ = fmt.Fprintf(a.out, "worker %s %s\n", d.WorkerID, outcome(d.Outcome))
+	}
 }
 
 // endWorkers deletes the workers that the queen lists on this hive, and then what the hive still finds in the process
 // table: workers of another queen, or ones that have not beaten yet.
 func (a *app) endWorkers(ctx context.Context, home string, r agent.RunFile, result *stopped) error {
-	told := func(d contract.WorkerDeleted) {
-		result.Workers = append(result.Workers, d)
-		if !a.json {
-			_, _ = fmt.Fprintf(a.out, "worker %s %s\n", d.WorkerID, outcome(d.Outcome))
-		}
-	}
+	told := func(d contract.WorkerDeleted) { a.ended(result, d) }
 	var errs []error
 	if r.Queen != "" {
 		errs = append(errs, endByQueen(ctx, target{base: r.Queen, home: home}, r, told))

@@ -103,7 +103,7 @@ type state int
 const (
 	nobody   state = iota // nothing listens
 	stranger              // something that is not an agent
-	starting              // an agent that is not ready
+	unready               // an agent that is not ready
 	ready
 )
 
@@ -121,7 +121,7 @@ func (t target) look(ctx context.Context) state {
 		return stranger
 	}
 	if code, err := get(ctx, t.base+"/readyz"); err != nil || code != http.StatusOK {
-		return starting
+		return unready
 	}
 	return ready
 }

@@ -1,0 +1,171 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/apiary-dev/apiary/core/process"
+)
+
+// waitExit waits for a command that ends by itself and returns its exit code.
+func waitExit(t *testing.T, cmd *exec.Cmd, ended <-chan struct{}, limit time.Duration) int {
+	t.Helper()
+	select {
+	case <-ended:
+	case <-time.After(limit):
+		t.Fatalf("%v does not end within %v", cmd.Args, limit)
+	}
+	return cmd.ProcessState.ExitCode()
+}
+
+// TestGracefulStop (F21): readiness is off at once, the stream that runs is finished, then the agent ends with 0 and its worker
+// runs on.
+func TestGracefulStop(t *testing.T) {
+	t.Parallel()
+	n, _ := slowNode(t)
+	worker := n.alive()[0]
+	var all []string
+	tokens, refused := 0, 0
+	err := n.stream(t.Context(), slowRequest, func(s string) bool {
+		all = append(all, s)
+		if !isToken(s) {
+			return true
+		}
+		switch tokens++; tokens {
+		case 5:
+			if err := n.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Error(err)
+			}
+		case 15:
+			for _, path := range []string{"/readyz", "/v1/models"} {
+				resp, err := http.Get("http://" + n.addr + path)
+				if err != nil {
+					t.Errorf("%s while it drains: %v", path, err)
+					continue
+				}
+				_ = resp.Body.Close()
+				if resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "" {
+					refused++
+				}
+			}
+		}
+		return true
+	})
+	text := strings.Join(all, "\n")
+	if err != nil || tokens != 60 || strings.Count(text, "[DONE]") != 1 || strings.Contains(text, `"error"`) {
+		t.Errorf("the stream gave %d tokens and %v:\n%s", tokens, err, text)
+	}
+	if refused != 2 {
+		t.Errorf("%d of 2 requests were refused while it drained", refused)
+	}
+	if code := waitExit(t, n.cmd, n.ended, 10*time.Second); code != 0 {
+		t.Errorf("the exit code is %d", code)
+	}
+	if err := process.Verify(worker.Identity()); err != nil {
+		t.Errorf("the worker did not outlive its agent: %v", err)
+	}
+}
+
+// TestSecondSignalHurries (F21): it does not wait for a stream that would take long.
+func TestSecondSignalHurries(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, strings.ReplaceAll(strings.ReplaceAll(slowEcho, "60", "6000"), `, "--history", "HISTORY"`, ""))
+	n.start()
+	n.run(nil, "worker", "spawn", "echo:slow")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	tokens := 0
+	var second time.Time
+	err := n.stream(ctx, slowRequest, func(s string) bool {
+		if isToken(s) {
+			if tokens++; tokens == 5 || tokens == 15 {
+				second = time.Now()
+				if err := n.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		return true
+	})
+	_ = waitExit(t, n.cmd, n.ended, 10*time.Second)
+	if tokens < 15 {
+		t.Errorf("the first signal ended the stream after %d tokens: %v", tokens, err)
+	}
+	if took := time.Since(second); took > 7*time.Second {
+		t.Errorf("it took %v after the second signal", took)
+	}
+}
+
+// TestInterruptedRun: Ctrl-C in `apiary run` ends the request and the command with 130; agent and worker stay.
+func TestInterruptedRun(t *testing.T) {
+	t.Parallel()
+	n, history := slowNode(t)
+	cmd := n.command("run", "echo:slow", "one two three")
+	cmd.Env = append(cmd.Env, "APIARY_ADDR="+n.addr)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }()
+	n.until(10*time.Second, "the request runs", func() bool {
+		b, _ := os.ReadFile(history)
+		return strings.Contains(string(b), `"token"`)
+	})
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if code := waitExit(t, cmd, ended, 5*time.Second); code != 130 {
+		t.Errorf("the exit code is %d", code)
+	}
+	n.until(5*time.Second, "the worker sees the cancel", func() bool {
+		b, _ := os.ReadFile(history)
+		return strings.Contains(string(b), `"cancel"`)
+	})
+	if len(n.alive()) != 1 {
+		t.Error("the worker is gone")
+	}
+}
+
+// TestStopEndsOrphans: an agent that was killed cannot end its workers; the command can.
+func TestStopEndsOrphans(t *testing.T) {
+	t.Parallel()
+	n, _ := slowNode(t)
+	worker := n.alive()[0]
+	n.kill()
+	if out, err := n.command("stop", "--keep-workers").CombinedOutput(); err != nil || process.Verify(worker.Identity()) != nil {
+		t.Errorf("apiary stop --keep-workers: %v\n%s", err, out)
+	}
+	out, err := n.command("stop").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "worker "+worker.ID+" terminated") || !strings.Contains(string(out), "No agent runs") {
+		t.Errorf("apiary stop: %v\n%s", err, out)
+	}
+	if err := leftovers(n.home); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestConformanceCommand runs the suite as somebody who wrote a worker does.
+func TestConformanceCommand(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, "queen { listen = \"ADDR\" }\nhive { listen = \"127.0.0.1:0\" }\n")
+	n.start()
+	n.run(nil, "worker", "spawn", "echo:test")
+	w := n.alive()[0]
+	out, err := n.command("worker", "test", fmt.Sprintf("http://%s:%d", w.Address, w.Port)).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), " passed, 0 failed") {
+		t.Errorf("apiary worker test: %v\n%s", err, out)
+	}
+	// Something that is no worker fails it, with an exit code that says so.
+	out, err = n.command("worker", "test", "http://"+n.addr).CombinedOutput()
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 2 {
+		t.Errorf("against the queen: %v\n%s", err, out)
+	}
+}
