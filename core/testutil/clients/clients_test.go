@@ -178,7 +178,7 @@ func check(t *testing.T, got observations, withStory bool) {
 	same := func(want failure) func(f failure) string {
 		return func(f failure) string { return cmp.Diff(want, f) }
 	}
-	chat, completion := &[3]int{7, 5, 12}, &[3]int{5, 5, 10}
+	chat, completion := &[3]int{6, 5, 11}, &[3]int{5, 5, 10}
 	for _, c := range []struct{ what, diff string }{
 		{"models.retrieve", cmp.Diff(echoModel, got.Model)},
 		{"chat", cmp.Diff(text{Text: words, Role: "assistant", FinishReason: "stop", Usage: chat}, got.Chat)},
