@@ -64,6 +64,7 @@ type flight struct {
 	// Guarded by sweeper.mu while the flight is with the sweeper.
 	prev, next             *flight
 	seenReceived, seenSent uint32
+	looked                 bool // signalLook was sent in this silence
 	receivedAt, sentAt     time.Time
 	workerProgress         uint64
 }
@@ -73,7 +74,8 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, a *api) {
 	f := &flight{g: g, w: w, r: r, ctx: r.Context(), api: a, start: time.Now()}
 	f.id = httpd.RequestID(f.ctx)
 	f.sentAt = f.start
-	f.rd.init(&g.reads)
+	f.rd.init(&g.reads, f.piece)
+	f.ans.take = f.take
 	defer f.freeBody()
 	g.active.Add(1)
 	g.metrics.InFlight(1)

@@ -151,39 +151,52 @@ func (l *link) quiet() bool {
 // reader reads from a link into buffers that are held only while they have something in them: a stream between two tokens
 // has none.
 type reader struct {
-	pool *sync.Pool
-	l    *link
-	buf  *[]byte
-	n    int
-	err  error
-	try  func(fd uintptr) bool
+	pool   *sync.Pool
+	l      *link
+	handle func(b []byte) (more bool)
+	buf    *[]byte
+	err    error
+	try    func(fd uintptr) bool
 }
 
-func (r *reader) init(pool *sync.Pool) {
-	r.pool = pool
+func (r *reader) init(pool *sync.Pool, handle func([]byte) bool) {
+	r.pool, r.handle = pool, handle
 	r.try = r.tryRead
 }
 
-// read waits for bytes. They are valid until release, which must follow. It returns io.EOF at the end.
-func (r *reader) read() ([]byte, error) {
-	r.n, r.err = 0, nil
+// each hands pieces to handle as they arrive, until it wants no more; then each returns nil. A piece is valid until handle
+// returns or calls release. At the end of the connection each returns io.EOF.
+func (r *reader) each() error {
+	defer r.release()
 	if r.l.raw == nil {
-		r.buf = r.pool.Get().(*[]byte)
-		n, err := r.l.Read(*r.buf)
-		return (*r.buf)[:n], err
+		for {
+			r.buf = r.pool.Get().(*[]byte)
+			n, err := r.l.Read(*r.buf)
+			if n > 0 && !r.handle((*r.buf)[:n]) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			r.release()
+		}
 	}
+	r.err = nil
 	if err := r.l.raw.Read(r.try); err != nil {
-		return nil, err
+		return err
 	}
-	if r.err != nil {
-		return nil, r.err
-	}
-	return (*r.buf)[:r.n], nil
+	return r.err
 }
 
+// tryRead reads until nothing is there and then returns false to wait. A piece that does not fill the buffer is taken for the
+// last one without asking again, which spares a system call for each token: later bytes wake the reader. Only an end of the
+// connection that arrived together with that piece does not, so the sweeper wakes who has waited for a while (signalLook).
 func (r *reader) tryRead(fd uintptr) bool {
-	r.buf = r.pool.Get().(*[]byte)
 	for {
+		if r.buf == nil {
+			r.buf = r.pool.Get().(*[]byte)
+		}
+		size := len(*r.buf)
 		n, err := syscall.Read(int(fd), *r.buf)
 		switch {
 		case err == syscall.EINTR:
@@ -193,12 +206,16 @@ func (r *reader) tryRead(fd uintptr) bool {
 			return false
 		case err != nil:
 			r.err = os.NewSyscallError("read", err)
+			return true
 		case n == 0:
 			r.err = io.EOF
-		default:
-			r.n = n
+			return true
+		case !r.handle((*r.buf)[:n]):
+			return true
+		case n < size:
+			r.release()
+			return false
 		}
-		return true
 	}
 }
 
@@ -217,6 +234,7 @@ const (
 	signalGone      uint32 = 1 << iota // the client went away
 	signalKeepAlive                    // the client has heard nothing for a while
 	signalTimeout                      // the worker has sent nothing for too long
+	signalLook                         // the worker has been silent for a moment: see whether the connection ended
 )
 
 // wake is how others reach a request that waits on its connection: they set a bit and then a deadline that has passed. They

@@ -136,7 +136,10 @@ func (g *Gateway) prune(snap *registry.Snapshot, t time.Time) int {
 // look is called by the sweeper for each open request. sweeper.mu is held; it only sets signals.
 func (f *flight) look(snap *registry.Snapshot, now time.Time) {
 	if n := f.received.Load(); n != f.seenReceived {
-		f.seenReceived, f.receivedAt = n, now
+		f.seenReceived, f.receivedAt, f.looked = n, now, false
+	} else if n > 0 && !f.looked {
+		f.looked = true
+		f.signal(signalLook)
 	}
 	if n := f.sent.Load(); n != f.seenSent {
 		f.seenSent, f.sentAt = n, now

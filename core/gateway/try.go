@@ -33,7 +33,10 @@ type answer struct {
 	over    bool    // the stream has had its last event
 	failed  bool    // that event was an error
 	written bool    // something is to be flushed to the client
-	touched bool    // the connection has a deadline
+	touched bool    // the connection has, or had, a deadline
+	lingers bool    // the deadline is that of the end of the answer
+	err     error   // of relaying a piece
+	take    func([]byte) error
 }
 
 type mode uint8
@@ -56,7 +59,7 @@ func (f *flight) try() (again bool, err error) {
 	if err != nil {
 		return f.unreachable(err)
 	}
-	f.ans = answer{}
+	f.ans = answer{take: f.ans.take}
 	a := &f.ans
 	f.rd.l = l
 	f.signals.Store(0)
@@ -115,26 +118,14 @@ func (f *flight) exchange(l *link, a *answer, msg []byte) (again bool, err error
 	if again, err := f.write(l, a, msg); err != nil {
 		return again, err
 	}
-	take := f.take
 	for {
-		b, err := f.rd.read()
+		err := f.rd.each()
 		switch {
 		case err == nil:
-			f.received.Add(1)
-			rest, err := a.feed(b, take)
-			if len(rest) > 0 {
-				a.reusable = false // it speaks out of turn
-			}
-			f.rd.release()
-			if err == nil && a.written {
-				a.written = false
-				err = f.flush()
-			}
-			if err != nil {
-				return false, f.broken(err)
+			if a.err != nil {
+				return false, f.broken(a.err)
 			}
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			f.rd.release()
 			bits := f.signals.Swap(0)
 			_ = l.SetDeadline(time.Time{})
 			a.touched = true
@@ -150,27 +141,38 @@ func (f *flight) exchange(l *link, a *answer, msg []byte) (again bool, err error
 				if err := f.comfort(); err != nil {
 					return false, err
 				}
-			}
+			} // a look is what reading on is
 			continue
 		case a.end(), a.over:
 		default:
-			f.rd.release()
 			return false, f.lost(err)
 		}
 		if a.phase == complete {
-			if a.status == http.StatusTooManyRequests || a.status == http.StatusServiceUnavailable {
-				return true, f.finish(a)
-			}
-			return false, f.finish(a)
+			return a.status == http.StatusTooManyRequests || a.status == http.StatusServiceUnavailable, f.finish(a)
 		}
 		if err != nil { // the connection ended after the last event
 			return false, f.finish(a)
 		}
-		if a.over && !a.touched {
-			a.touched = true
-			_ = l.SetReadDeadline(time.Now().Add(linger))
-		}
+		a.touched, a.lingers = true, true
+		_ = l.SetReadDeadline(time.Now().Add(linger))
 	}
+}
+
+// piece relays what the worker has just sent. It reports whether more is to be read before exchange decides.
+func (f *flight) piece(b []byte) (more bool) {
+	a := &f.ans
+	f.received.Add(1)
+	rest, err := a.feed(b, a.take)
+	if len(rest) > 0 {
+		a.reusable = false // it speaks out of turn
+	}
+	f.rd.release()
+	if err == nil && a.written {
+		a.written = false
+		err = f.flush()
+	}
+	a.err = err
+	return err == nil && a.phase != complete && (!a.over || a.lingers)
 }
 
 // write sends the request. Where not all of it was sent the worker cannot have begun with it.
