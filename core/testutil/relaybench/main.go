@@ -1,7 +1,7 @@
 // Relaybench measures what the queen's relay costs beside other relays: CPU time per request and per paced token, memory per
 // open stream, and added latency, all in front of the same echo workers. Everything runs on loopback and is ended again.
 //
-//	go run ./core/testutil/relaybench [-quick] [-apiary bin/apiary]
+//	go run ./core/testutil/relaybench [-quick] [-only paced] [-apiary bin/apiary]
 //
 // It prints one row a comparison: name, ours, other, ratio, goal, and met, missed or info. CPU time is what the kernel
 // accounts to the threads of the relay (/proc/PID/task/*/schedstat), so it needs Linux. Targets are measured in turn within
@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"syscall"
 	"time"
@@ -32,12 +33,14 @@ type plan struct {
 	streams     int // of the paced cell
 	memory      int // streams of the memory cell
 	memoryRuns  int // fresh processes of the memory cell
+	only        *regexp.Regexp
 }
 
 func main() {
 	var (
 		apiary  = flag.String("apiary", filepath.Join("bin", "apiary"), "executable of the queen; it is built where it is missing")
 		quick   = flag.Bool("quick", false, "fewer and shorter rounds, for a check of at most a minute")
+		only    = flag.String("only", "", "measure only cells whose name matches this regular expression")
 		reverse = flag.String("reverse", "", "internal: serve a net/http reverse proxy for this upstream")
 		listen  = flag.String("listen", "", "internal: address of the reverse proxy")
 	)
@@ -49,6 +52,10 @@ func main() {
 	p := plan{rounds: 5, requests: 900 * time.Millisecond, pacedWarmup: 500 * time.Millisecond, paced: 2 * time.Second, streams: 200, memory: 800, memoryRuns: 3}
 	if *quick {
 		p = plan{rounds: 3, requests: 250 * time.Millisecond, pacedWarmup: 300 * time.Millisecond, paced: 700 * time.Millisecond, streams: 200, memory: 400, memoryRuns: 1}
+	}
+	var err error
+	if p.only, err = regexp.Compile(*only); err != nil {
+		fail(fmt.Errorf("-only: %w", err))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

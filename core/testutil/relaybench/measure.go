@@ -90,6 +90,9 @@ func measureCPU(ctx context.Context, s *setup, p plan, r *results) error {
 	r.targets = s.targets
 	for round := range p.rounds {
 		for _, cell := range requestCells {
+			if !p.only.MatchString(cell.name) {
+				continue
+			}
 			p50 := map[string]float64{}
 			for i := range s.targets {
 				t := s.targets[(i+round)%len(s.targets)]
@@ -122,7 +125,7 @@ func measureCPU(ctx context.Context, s *setup, p plan, r *results) error {
 		}
 		for i := range s.targets {
 			t := s.targets[(i+round)%len(s.targets)]
-			if t.skipped != "" {
+			if t.skipped != "" || !p.only.MatchString(cellPaced) {
 				continue
 			}
 			if err := measurePaced(ctx, s, t, p, r); err != nil {
@@ -165,7 +168,7 @@ func measurePaced(ctx context.Context, s *setup, t *target, p plan, r *results) 
 // measureMemory compares the resident memory of each relay without streams and with many.
 func measureMemory(ctx context.Context, s *setup, p plan, r *results) error {
 	for _, t := range s.targets[:len(s.targets)-1] {
-		if t.skipped != "" {
+		if t.skipped != "" || !p.only.MatchString(cellMemory) {
 			continue
 		}
 		before, err := resident(t.pids[paced])
@@ -212,6 +215,9 @@ func (r *results) print(w io.Writer) {
 	cells = append(cells, cellPaced, cellMemory, cellAdded)
 	for _, cell := range cells {
 		v := r.values[cell]
+		if len(v) == 0 {
+			continue // not asked for
+		}
 		ours := median(v["apiary"])
 		if cell == cellMemory {
 			row(w, cell+"/bound", ours, 24, 1)
