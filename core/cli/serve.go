@@ -8,9 +8,12 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"syscall"
 
 	"github.com/apiary-dev/apiary/core/agent"
+	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/logging"
 )
 
@@ -58,6 +61,11 @@ func (a *app) serve(f agentFlags) error {
 		w = file
 	}
 	o.Log = logging.New(w, logging.Options{Level: cfg.Agent.Log.Level, Format: cfg.Agent.Log.Format})
+
+	if os.Getenv("GOMAXPROCS") == "" && slices.Contains(cfg.Agent.Roles, config.RoleHive) {
+		// The cores are the workers'. A relay that runs on few threads also spends less on waking them for each token.
+		runtime.GOMAXPROCS(max(1, runtime.GOMAXPROCS(0)/2))
+	}
 
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
