@@ -20,6 +20,32 @@ import (
 	"github.com/apiary-dev/apiary/core/registry"
 )
 
+// TestEndWithTheLastBytes: a worker that dies as it sends is noticed although the end of its connection wakes nobody who
+// waits for more bytes.
+func TestEndWithTheLastBytes(t *testing.T) {
+	t.Parallel()
+	h := newHub(t, gateway.Limits{})
+	h.paused = true
+	w := newStub(t, "w1", func(c *stubConn, r request) bool {
+		c.say(sseHead + chunked(chunk))
+		time.Sleep(time.Millisecond) // the gateway waits now
+		c.say(chunked(chunk))
+		return false // closes
+	})
+	h.add(w, 64)
+	var wg sync.WaitGroup
+	for range 64 { // the two arrive together in some of them
+		wg.Go(func() {
+			began := time.Now()
+			_, body := h.chat(true)
+			if took := time.Since(began); took > 10*time.Second || !strings.Contains(body, "worker_lost") || strings.Contains(body, "[DONE]") {
+				t.Errorf("after %v: %s", took, body)
+			}
+		})
+	}
+	wg.Wait()
+}
+
 // Whatever a worker sends, the client sees valid events or JSON, or an error (T34).
 func TestGarbageUpstream(t *testing.T) {
 	sse := func(parts ...string) string { return sseHead + chunked(parts...) + lastChunk }
