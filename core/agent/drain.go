@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/httpd"
 )
 
 // drain counts the requests that are being served. Once told to stop it turns readiness off, refuses new ones and waits
@@ -27,7 +28,7 @@ func (d *drain) counted(next http.Handler, refuse func(http.ResponseWriter, *htt
 			refuse(w, r, errDraining())
 			return
 		}
-		defer d.leave()
+		defer func() { httpd.AtEnd(w, d.leave) }()
 		next.ServeHTTP(w, r)
 	})
 }

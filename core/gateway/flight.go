@@ -46,7 +46,10 @@ type flight struct {
 	retrying  bool
 	tried     []string // workers that refused it
 	committed bool     // the client has the status
+	whole     bool     // do not detach any more
 	usage     []byte
+	out       *httpd.Stream // takes the place of w and r once the answer is detached from net/http
+	stopGone  func() bool   // of context.AfterFunc
 
 	// What the attempt under way uses.
 	backend    *backend
@@ -76,10 +79,41 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, a *api) {
 	f.sentAt = f.start
 	f.rd.init(&g.reads, f.piece)
 	f.ans.take = f.take
-	defer f.freeBody()
 	g.active.Add(1)
 	g.metrics.InFlight(1)
 	err := f.run()
+	if err == errDetach {
+		// AfterFunc first: net/http ends the request's context with its handler, which is not the client's doing.
+		if f.stopGone() && httpd.Detach(w, r, f.detached) {
+			return
+		}
+		err = f.resume(f.ctx)
+	}
+	f.end(err)
+}
+
+// errDetach is no failure: receive returns it when the rest of a stream can do without net/http.
+var errDetach = errors.New("the stream can be detached")
+
+// detached relays the rest of a stream.
+func (f *flight) detached(ctx context.Context, out *httpd.Stream) {
+	f.w, f.r, f.out = nil, nil, out
+	f.end(f.resume(ctx))
+}
+
+// resume goes on with the attempt that receive left with errDetach. ctx is the one that counts from now on.
+func (f *flight) resume(ctx context.Context) error {
+	f.ctx, f.whole = ctx, true
+	f.stopGone = context.AfterFunc(ctx, f.gone)
+	_, err := f.settle(f.receive())
+	f.g.leave(f)
+	return err
+}
+
+// end accounts for a request and tells the client what it has not been told.
+func (f *flight) end(err error) {
+	g := f.g
+	defer f.freeBody()
 	g.active.Add(-1)
 	if f.retrying {
 		g.retries.Add(-1)
@@ -97,6 +131,9 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, a *api) {
 	g.metrics.Request(model, status, time.Since(f.start))
 	if err != nil {
 		f.fail(err)
+	}
+	if f.out != nil {
+		_ = f.out.End() // where it fails, nobody is left to be told
 	}
 }
 
@@ -122,6 +159,9 @@ func (f *flight) run() error {
 		}
 		f.attempt++
 		again, err := f.try()
+		if err == errDetach {
+			return err
+		}
 		g.leave(f)
 		if err == nil || !again || f.ctx.Err() != nil || !f.mayRetry() {
 			return err
@@ -282,6 +322,10 @@ func (f *flight) commit() {
 
 // send writes to the client; an error means that it is gone, or reads too slowly.
 func (f *flight) send(b []byte) error {
+	if f.out != nil {
+		_, _ = f.out.Write(b) // into a buffer
+		return nil
+	}
 	if _, err := f.w.Write(b); err != nil {
 		return errClientGone(err)
 	}
@@ -290,6 +334,12 @@ func (f *flight) send(b []byte) error {
 
 func (f *flight) flush() error {
 	f.sent.Add(1)
+	if f.out != nil {
+		if err := f.out.FlushError(); err != nil {
+			return errClientGone(err)
+		}
+		return nil
+	}
 	if fl, ok := f.w.(interface{ FlushError() error }); ok {
 		if err := fl.FlushError(); err != nil {
 			return errClientGone(err)
@@ -308,6 +358,9 @@ func (f *flight) comfort() error {
 	return f.flush()
 }
 
+// Write sends to the client, for writers of events.
+func (f *flight) Write(b []byte) (int, error) { return len(b), f.send(b) }
+
 // fail tells the client of an error: with a status where none was sent, else by an event that ends the stream without [DONE].
 func (f *flight) fail(err error) {
 	if fault.KindOf(err) == fault.Internal {
@@ -324,7 +377,7 @@ func (f *flight) fail(err error) {
 		httpd.WriteError(f.w, f.r, err)
 	default:
 		e := fault.Wire(err, "")
-		ev := openai.NewWriter(f.w)
+		ev := openai.NewWriter(f)
 		if ev.Data(contract.ErrorBody{Error: e}) == nil {
 			_ = f.flush()
 		}

@@ -66,11 +66,23 @@ func (f *flight) try() (again bool, err error) {
 	f.content.Store(false)
 	f.receivedAt = time.Now()
 	f.link.Store(l)
-	stop := context.AfterFunc(f.ctx, f.gone)
+	f.stopGone = context.AfterFunc(f.ctx, f.gone)
 	f.g.sweep.add(f)
-	again, err = f.exchange(l, a, msg)
+	if again, err := f.write(l, a, msg); err != nil {
+		return f.settle(again, err)
+	}
+	again, err = f.receive()
+	if err == errDetach {
+		return false, err
+	}
+	return f.settle(again, err)
+}
+
+// settle ends an attempt: what became of its connection.
+func (f *flight) settle(again bool, err error) (bool, error) {
+	a, l := &f.ans, f.rd.l
 	f.g.sweep.remove(f)
-	stopped := stop() // false: gone runs or has run, and may still touch the connection
+	stopped := f.stopGone() // false: gone runs or has run, and may still touch the connection
 	f.link.Store(nil)
 	if err == nil && stopped && a.phase == complete && a.reusable {
 		if a.touched || f.signals.Load() != 0 {
@@ -113,17 +125,21 @@ func (g *Gateway) succeeded(b *backend) {
 	}
 }
 
-// exchange writes the request and reads the answer.
-func (f *flight) exchange(l *link, a *answer, msg []byte) (again bool, err error) {
-	if again, err := f.write(l, a, msg); err != nil {
-		return again, err
-	}
+// detachAfter is the number of pieces after which a stream is worth detaching: short ones end sooner than that pays.
+const detachAfter = 2
+
+// receive reads and relays the answer. It returns errDetach, once, when a stream has turned out to be a long one.
+func (f *flight) receive() (again bool, err error) {
+	a, l := &f.ans, f.rd.l
 	for {
 		err := f.rd.each()
 		switch {
 		case err == nil:
 			if a.err != nil {
 				return false, f.broken(a.err)
+			}
+			if !a.over && a.phase != complete { // piece wants it
+				return false, errDetach
 			}
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			bits := f.signals.Swap(0)
@@ -158,7 +174,7 @@ func (f *flight) exchange(l *link, a *answer, msg []byte) (again bool, err error
 	}
 }
 
-// piece relays what the worker has just sent. It reports whether more is to be read before exchange decides.
+// piece relays what the worker has just sent. It reports whether more is to be read before receive decides.
 func (f *flight) piece(b []byte) (more bool) {
 	a := &f.ans
 	f.received.Add(1)
@@ -172,6 +188,10 @@ func (f *flight) piece(b []byte) (more bool) {
 		err = f.flush()
 	}
 	a.err = err
+	if !f.whole && a.mode == stream && f.content.Load() && f.received.Load() >= detachAfter && !a.over {
+		f.whole = true
+		return false
+	}
 	return err == nil && a.phase != complete && (!a.over || a.lingers)
 }
 

@@ -20,8 +20,10 @@ const requestIDKey = contract.RequestIDHeader // in canonical form already
 // response notes whether an answer has begun.
 type response struct {
 	http.ResponseWriter
-	id    string
-	wrote bool
+	s      *Server // nil where the answer is not a server's
+	id     string
+	wrote  bool
+	stream *Stream // once it was detached
 }
 
 // Unwrap serves http.ResponseController.

@@ -3,6 +3,7 @@ package httpd
 import (
 	"errors"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -13,9 +14,71 @@ type listener struct {
 	max          int64
 	writeTimeout time.Duration
 	open         atomic.Int64
+
+	once  sync.Once
+	fresh chan accepted // new connections
+	again chan *conn    // ones whose stream ended and whose next request has begun to arrive
+	done  chan struct{} // closed with the listener
+	shut  sync.Once
 }
 
+type accepted struct {
+	c   net.Conn
+	err error
+}
+
+func newListener(ln net.Listener, most int, writeTimeout time.Duration) *listener {
+	return &listener{Listener: ln, max: int64(most), writeTimeout: writeTimeout,
+		fresh: make(chan accepted), again: make(chan *conn), done: make(chan struct{})}
+}
+
+// Accept returns a new connection, or one that a stream gave back.
 func (l *listener) Accept() (net.Conn, error) {
+	l.once.Do(func() { go l.acceptFresh() })
+	select {
+	case a := <-l.fresh:
+		return a.c, a.err
+	case c := <-l.again:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close ends Accept and the goroutine behind it.
+func (l *listener) Close() error {
+	err := l.Listener.Close()
+	l.shut.Do(func() { close(l.done) })
+	return err
+}
+
+// giveBack makes c be served again; it is closed where nobody accepts any more.
+func (l *listener) giveBack(c *conn) {
+	select {
+	case l.again <- c:
+	case <-l.done:
+		_ = c.Close()
+	}
+}
+
+func (l *listener) acceptFresh() {
+	for {
+		c, err := l.acceptOne()
+		select {
+		case l.fresh <- accepted{c, err}:
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+		case <-l.done:
+			if c != nil {
+				_ = c.Close()
+			}
+			return
+		}
+	}
+}
+
+func (l *listener) acceptOne() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
 		if err != nil {
@@ -36,6 +99,7 @@ type conn struct {
 	net.Conn
 	l      *listener
 	closed atomic.Bool
+	ahead  []byte    // read already, before the connection changed hands
 	until  time.Time // the write deadline that is set; used by Write alone, which net/http calls from one goroutine at a time
 }
 
@@ -59,6 +123,23 @@ func (c *conn) Write(p []byte) (int, error) {
 			return sent, err
 		}
 	}
+}
+
+func (c *conn) Read(p []byte) (int, error) {
+	if len(c.ahead) > 0 {
+		n := copy(p, c.ahead)
+		if c.ahead = c.ahead[n:]; len(c.ahead) == 0 {
+			c.ahead = nil
+		}
+		return n, nil
+	}
+	return c.Conn.Read(p)
+}
+
+// SetDeadline forgets the write deadline that was set: net/http clears both when a connection is taken from it.
+func (c *conn) SetDeadline(t time.Time) error {
+	c.until = time.Time{}
+	return c.Conn.SetDeadline(t)
 }
 
 // SetWriteDeadline is called by net/http after each request. Only a deadline from outside is passed on.

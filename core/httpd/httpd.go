@@ -15,6 +15,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
@@ -77,6 +78,10 @@ type Server struct {
 	exact   map[string]*Route // by path and method, for patterns without wildcards
 	unknown Class
 	methods []string
+
+	// Of Serve, which sets them before it answers anything.
+	detached *detachedSet
+	sockets  bool // connections are the operating system's
 }
 
 // New checks the table: each route needs a valid pattern with a method, a known class, a handler and, where the method has a
@@ -161,37 +166,42 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		Protocols:                    new(http.Protocols),
 	}
 	srv.Protocols.SetHTTP1(true)
+	l := newListener(ln, s.opts.MaxConnections, s.opts.WriteTimeout)
+	_, s.sockets = ln.(syscall.Conn)
+	s.detached = newDetachedSet(base, l)
 	done := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
-		err := shutdown(srv, s.opts.DrainTimeout)
+		err := s.shutdown(srv, s.opts.DrainTimeout)
 		if err != nil { // handlers get a moment to tell their clients
 			cancel(ErrDraining)
-			err = shutdown(srv, farewell)
+			err = s.shutdown(srv, farewell)
 		}
 		if err != nil {
+			s.detached.close()
 			err = errors.Join(fmt.Errorf("requests were still open after %v", s.opts.DrainTimeout), srv.Close())
 		}
 		done <- err
 	})
-	err := srv.Serve(&listener{Listener: ln, max: int64(s.opts.MaxConnections), writeTimeout: s.opts.WriteTimeout})
+	err := srv.Serve(l)
 	if stop() || !errors.Is(err, http.ErrServerClosed) {
 		return errors.Join(fmt.Errorf("serve %s: %w", ln.Addr(), err), srv.Close())
 	}
 	return <-done
 }
 
-func shutdown(srv *http.Server, bound time.Duration) error {
+func (s *Server) shutdown(srv *http.Server, bound time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), bound)
 	defer cancel()
-	return srv.Shutdown(ctx)
+	// A handler that still runs may yet detach its stream, so the streams come last.
+	return errors.Join(srv.Shutdown(ctx), s.detached.shutdown(ctx))
 }
 
 // ServeHTTP applies the checks and calls the route. Serve uses it; tests may call it directly.
 func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
-	w := &response{ResponseWriter: rw, id: requestID(r)}
+	w := &response{ResponseWriter: rw, s: s, id: requestID(r)}
 	rw.Header()[requestIDKey] = []string{w.id}
-	defer s.recovered(w, r)
 	r = r.WithContext(&requestContext{Context: r.Context(), id: w.id})
+	defer s.recovered(w, r)
 	if err := s.checkOrigin(r); err != nil {
 		WriteError(w, r, err)
 		return
