@@ -84,12 +84,13 @@ func (l *listener) acceptOne() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if l.open.Add(1) > l.max {
+		n := l.open.Add(1)
+		if n > l.max+spareConnections {
 			l.open.Add(-1)
 			_ = c.Close()
 			continue
 		}
-		return &conn{Conn: c, l: l}, nil
+		return &conn{Conn: c, l: l, spare: n > l.max}, nil
 	}
 }
 
@@ -99,6 +100,7 @@ type conn struct {
 	net.Conn
 	l      *listener
 	closed atomic.Bool
+	spare  bool      // beyond the limit: see spareConnections
 	ahead  []byte    // read already, before the connection changed hands
 	until  time.Time // the write deadline that is set; used by Write alone, which net/http calls from one goroutine at a time
 }
@@ -123,6 +125,23 @@ func (c *conn) Write(p []byte) (int, error) {
 			return sent, err
 		}
 	}
+}
+
+// spareConnections may be open beyond the limit, for a short time and one request that costs little: health and heartbeats get
+// through although clients hold all connections, and others hear that the agent is full instead of a reset.
+const (
+	spareConnections = 8
+	sparePatience    = time.Second
+)
+
+// SetReadDeadline is how net/http gives a client time. A spare connection gets less.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	if c.spare {
+		if soon := time.Now().Add(sparePatience); t.IsZero() || t.After(soon) {
+			t = soon
+		}
+	}
+	return c.Conn.SetReadDeadline(t)
 }
 
 func (c *conn) Read(p []byte) (int, error) {

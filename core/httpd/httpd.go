@@ -166,7 +166,13 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		Protocols:                    new(http.Protocols),
 	}
 	srv.Protocols.SetHTTP1(true)
-	l := newListener(ln, s.opts.MaxConnections, s.opts.WriteTimeout)
+	l := newListener(ln, min(s.opts.MaxConnections, connectionsByFiles()), s.opts.WriteTimeout)
+	srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		if c, ok := c.(*conn); ok && c.spare {
+			return context.WithValue(ctx, spareKey{}, true)
+		}
+		return ctx
+	}
 	_, s.sockets = ln.(syscall.Conn)
 	s.detached = newDetachedSet(base, l)
 	done := make(chan error, 1)
@@ -244,7 +250,28 @@ func (s *Server) authorize(class Class, r *http.Request) error {
 	return s.opts.Authorize(class, r)
 }
 
+// spareKey marks the contexts of requests on spare connections.
+type spareKey struct{}
+
+// overloaded refuses what a spare connection is not for.
+func overloaded(rt *Route, w *response, r *http.Request) bool {
+	if r.Context().Value(spareKey{}) == nil {
+		return false
+	}
+	w.Header().Set("Connection", "close")
+	switch rt.Class {
+	case ClassOpen, ClassWorker, ClassHive:
+		return false
+	}
+	WriteError(w, r, fault.New(fault.Unavailable, "too_many_connections",
+		"All connections of this agent are in use; try again shortly.").WithRetryAfter(time.Second))
+	return true
+}
+
 func (s *Server) serveRoute(rt *Route, w *response, r *http.Request) {
+	if overloaded(rt, w, r) {
+		return
+	}
 	if err := s.authorize(rt.Class, r); err != nil {
 		WriteError(w, r, err)
 		return

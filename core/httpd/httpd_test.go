@@ -229,9 +229,19 @@ func TestHeaderSize(t *testing.T) {
 	}
 }
 
+// TestConnectionLimit (T45): clients that hold all connections keep others from inference, with a sentence, but not health and
+// heartbeats; those beyond are refused, and all recovers when they leave.
 func TestConnectionLimit(t *testing.T) {
-	addr, _ := serve(t, httpd.Options{MaxConnections: 3, Routes: []httpd.Route{route("GET /open", httpd.ClassOpen, ok)}})
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	addr, _ := serve(t, httpd.Options{MaxConnections: 3, Routes: []httpd.Route{route("GET /healthz", httpd.ClassOpen, ok), route("GET /v1/models", httpd.ClassInference, ok)}})
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
+	get := func(path string) int {
+		res, err := client.Get("http://" + addr + path)
+		if err != nil {
+			return 0
+		}
+		_ = res.Body.Close()
+		return res.StatusCode
+	}
 	var open []net.Conn
 	for range 3 {
 		c, err := net.Dial("tcp", addr)
@@ -239,29 +249,41 @@ func TestConnectionLimit(t *testing.T) {
 			t.Fatal(err)
 		}
 		open = append(open, c)
-		_, _ = io.WriteString(c, "GET /open HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		_, _ = io.WriteString(c, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
 		if _, err := bufio.NewReader(c).ReadString('\n'); err != nil {
 			t.Fatal(err)
 		}
 	}
-	c, err := net.Dial("tcp", addr)
-	if err == nil {
-		_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
-		if _, err := c.Read(make([]byte, 1)); err == nil || isTimeout(err) {
-			t.Errorf("a fourth connection is kept: %v", err)
+	if h, m := get("/healthz"), get("/v1/models"); h != http.StatusOK || m != http.StatusServiceUnavailable {
+		t.Errorf("while all connections are held: health %d, models %d", h, m)
+	}
+	for range 40 { // silent ones: the spare connections go too, for a moment
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
 		}
+		open = append(open, c)
+	}
+	refused := 0
+	for _, c := range open[3:] {
+		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if _, err := c.Read(make([]byte, 1)); err != nil && !isTimeout(err) {
+			refused++
+		}
+	}
+	if refused != 40 {
+		t.Errorf("%d of 40 connections beyond the limit were closed", refused)
+	}
+	if h := get("/healthz"); h != http.StatusOK {
+		t.Errorf("after them: health %d", h)
 	}
 	for _, c := range open {
 		_ = c.Close()
 	}
-	for end := time.Now().Add(5 * time.Second); ; {
-		if res, err := client.Get("http://" + addr + "/open"); err == nil && res.StatusCode == http.StatusOK {
-			break
-		}
+	for end := time.Now().Add(5 * time.Second); get("/v1/models") != http.StatusOK; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the limit does not recover")
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 }
 
