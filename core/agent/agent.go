@@ -27,12 +27,10 @@ import (
 type Options struct {
 	Config     *config.Config
 	Version    string
-	Executable string // this executable, absolute: it is also the launcher of children and the echo worker
-	Insecure   bool   // listen off loopback although there are no keys and certificates
-	// FreeHivePort lets the hive take any free port instead of the configured one.
-	FreeHivePort bool
-	Hurry        <-chan struct{} // closed to stop within five seconds instead of draining; nil: never
-	Log          *slog.Logger
+	Executable string          // this executable, absolute: it is also the launcher of children and the echo worker
+	Insecure   bool            // listen off loopback although there are no keys and certificates
+	Hurry      <-chan struct{} // closed to stop within five seconds instead of draining; nil: never
+	Log        *slog.Logger
 }
 
 const (
@@ -77,12 +75,7 @@ func Run(ctx context.Context, o Options) error {
 		}
 	}
 	if hive {
-		addr := cfg.Hive.Listen
-		if o.FreeHivePort {
-			host, _, _ := net.SplitHostPort(addr)
-			addr = net.JoinHostPort(host, "0")
-		}
-		if l.hive, err = listen(addr, "hive.listen"); err != nil {
+		if l.hive, err = listen(cfg.Hive.Listen, "hive.listen"); err != nil {
 			return err
 		}
 	}

@@ -140,9 +140,18 @@ func interruptible(f func(ctx context.Context, args []string) error) func(*cobra
 	}
 }
 
-// loadConfig reads the configuration. An agent started by this command listens at addr where one is given.
-func (a *app) loadConfig(addr string) (*config.Config, error) {
-	return config.Load(config.Options{Path: a.configPath, Embedded: a.embedded, Env: os.LookupEnv, Addr: addr})
+// loadConfig reads the configuration as the file has it.
+func (a *app) loadConfig() (*config.Config, error) {
+	return config.Load(config.Options{Path: a.configPath, Embedded: a.embedded, Env: os.LookupEnv})
+}
+
+// loadAgentConfig reads the configuration as an agent takes it that is started with this command's --addr or APIARY_ADDR.
+func (a *app) loadAgentConfig() (*config.Config, error) {
+	o := config.Options{Path: a.configPath, Embedded: a.embedded, Env: os.LookupEnv, Addr: a.getenv("APIARY_ADDR")}
+	if a.addr != "" {
+		o.Addr, o.AddrFrom = a.addr, "--addr"
+	}
+	return config.Load(o)
 }
 
 func isTerminal(v any) bool {

@@ -206,7 +206,7 @@ func (a *app) configCommand() *cobra.Command {
 			if len(args) == 1 {
 				a.configPath = args[0]
 			}
-			cfg, err := a.loadConfig("")
+			cfg, err := a.loadConfig()
 			if diags, ok := errors.AsType[config.Diagnostics](err); ok && a.json {
 				if err := a.printJSON(map[string]any{"valid": false, "diagnostics": diags}); err != nil {
 					return err
@@ -229,7 +229,10 @@ func (a *app) configCommand() *cobra.Command {
 		}}
 	show := &cobra.Command{Use: "show", Short: "Print the effective configuration; secrets are ***", Args: argCount(0, 0, ""),
 		RunE: func(*cobra.Command, []string) error {
-			cfg, err := a.loadConfig("")
+			cfg, err := a.loadAgentConfig()
+			if e, ok := errors.AsType[*fault.Error](err); ok && e.Code == "address_invalid" {
+				cfg, err = a.loadConfig() // the address of an agent elsewhere
+			}
 			if err != nil {
 				return err
 			}
@@ -243,7 +246,7 @@ func (a *app) configCommand() *cobra.Command {
 
 // defaultEngine is the engine of the first native worker block.
 func (a *app) defaultEngine() (string, error) {
-	cfg, err := a.loadConfig("")
+	cfg, err := a.loadConfig()
 	if err != nil {
 		return "", err
 	}

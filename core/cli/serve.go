@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -31,8 +30,7 @@ type agentFlags struct {
 
 // serve runs an agent until it is told to stop.
 func (a *app) serve(f agentFlags) error {
-	given := cmp.Or(a.addr, a.getenv("APIARY_ADDR"))
-	cfg, err := a.loadConfig(given)
+	cfg, err := a.loadAgentConfig()
 	if err != nil {
 		return err
 	}
@@ -40,11 +38,7 @@ func (a *app) serve(f agentFlags) error {
 	if err != nil {
 		return fmt.Errorf("find this executable: %w", err)
 	}
-	o := agent.Options{
-		Config: cfg, Version: a.version, Executable: own, Insecure: f.insecure,
-		// Where the queen was moved to another address, the usual port of the hive is another agent's.
-		FreeHivePort: given != "" && !cfg.Hive.ListenSet,
-	}
+	o := agent.Options{Config: cfg, Version: a.version, Executable: own, Insecure: f.insecure}
 	if f.dump {
 		return agent.DumpRoutes(a.out, o)
 	}

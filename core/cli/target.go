@@ -59,7 +59,7 @@ func (a *app) target() (target, error) {
 		}
 	}
 	t.base = "http://" + defaultAddress
-	if cfg, err := a.loadConfig(""); err == nil {
+	if cfg, err := a.loadConfig(); err == nil {
 		if u, err := baseURL(cfg.Queen.Listen); err == nil {
 			t.base = u
 		}
@@ -73,7 +73,7 @@ func (a *app) home() (string, error) {
 	if h := a.getenv("APIARY_HOME"); h != "" {
 		return absolute(h)
 	}
-	cfg, err := a.loadConfig("")
+	cfg, err := a.loadConfig()
 	if err != nil {
 		return "", err
 	}

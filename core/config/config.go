@@ -31,6 +31,7 @@ const (
 type Config struct {
 	Path        string // of the file that was read; "" when the embedded one was used
 	Home        string // absolute data folder: APIARY_HOME, else agent.data_dir, else the platform's
+	AddrFrom    string // where queen.listen comes from when not from the file: "--addr" or "APIARY_ADDR"; "" otherwise
 	Agent       Agent
 	Queen       Queen
 	Hive        Hive
@@ -131,7 +132,7 @@ type Limits struct {
 // Hive is the block hive.
 type Hive struct {
 	Listen      string // host:port
-	ListenSet   bool   // the file sets listen; otherwise an agent with another queen address may choose a free port
+	ListenSet   bool   // the file sets listen; otherwise Load makes the port 0, a free one, where Options.Addr moves the queen
 	WorkerPorts [2]int // first and last
 	Spawn       Spawn
 	Restart     Restart

@@ -330,8 +330,15 @@ func TestUnreadableFiles(t *testing.T) {
 		"address":  {Env: environment(nil), Addr: "nonsense"},
 		"scheme":   {Env: environment(nil), Addr: "https://127.0.0.1:1"},
 	} {
+		want := fault.Invalid
+		if name == "flag" || name == "variable" {
+			want = fault.NotFound
+		}
 		c, err := Load(o)
-		if c != nil || fault.KindOf(err) != fault.Invalid || !strings.HasSuffix(err.Error(), ".") {
+		if want == fault.NotFound && !strings.Contains(err.Error(), filepath.Join(dir, "none.hcl")) {
+			t.Errorf("%s: the path is not named: %v", name, err)
+		}
+		if c != nil || fault.KindOf(err) != want || !strings.HasSuffix(err.Error(), ".") {
 			t.Errorf("%s: %v %v", name, c, err)
 		}
 	}
@@ -357,6 +364,39 @@ func TestEnvironmentBeatsTheFile(t *testing.T) {
 		}
 		if c.Home != dir || c.Queen.Listen != "127.0.0.1:9999" {
 			t.Errorf("%s %s", c.Home, c.Queen.Listen)
+		}
+	}
+}
+
+// TestShowWithAnAddress: what comes from the environment is shown as it takes effect, and where it comes from.
+func TestShowWithAnAddress(t *testing.T) {
+	for _, x := range []struct{ hive, listen, notes string }{
+		{"", "127.0.0.1:0", "# from --addr\n  listen = \"127.0.0.1:9999\"|# a free port, because --addr is given|hives = []"},
+		{"hive {\n listen = \"127.0.0.1:7835\"\n}\n", "127.0.0.1:7835", "# from --addr\n|hives = [\"http://127.0.0.1:7835\"]"},
+	} {
+		path := filepath.Join(t.TempDir(), "c.hcl")
+		if err := os.WriteFile(path, []byte(x.hive), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := Load(Options{Path: path, Env: environment(nil), Addr: "127.0.0.1:9999", AddrFrom: "--addr"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var shown bytes.Buffer
+		if err := c.Show(&shown); err != nil || c.Hive.Listen != x.listen {
+			t.Errorf("%v, the hive at %s", err, c.Hive.Listen)
+		}
+		text := regexp.MustCompile(` +=`).ReplaceAllString(shown.String(), " =")
+		for _, note := range strings.Split(x.notes, "|") {
+			if !strings.Contains(text, note) {
+				t.Errorf("%q is not in\n%s", note, text)
+			}
+		}
+		if strings.Contains(text, "free port") != (x.hive == "") {
+			t.Errorf("the free port in\n%s", text)
+		}
+		if _, diags := parse(shown.Bytes(), "again.hcl", "", environment(nil)); diags != nil {
+			t.Error(diags)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,7 @@ type Options struct {
 	Embedded []byte                      // config.hcl of this build, used when no file is found
 	Env      func(string) (string, bool) // os.LookupEnv when nil
 	Addr     string                      // host:port or URL that overrides queen.listen; "" does not. Commands that start an agent give APIARY_ADDR
+	AddrFrom string                      // where Addr was given: "--addr"; "": APIARY_ADDR
 }
 
 const (
@@ -59,7 +61,7 @@ func Load(o Options) (*Config, error) {
 	}
 	c.Agent.DataDir = c.Home
 	if o.Addr != "" {
-		if c.Queen.Listen, err = listenAddress(o.Addr); err != nil {
+		if err := c.move(o.Addr, cmp.Or(o.AddrFrom, "APIARY_ADDR")); err != nil {
 			return nil, err
 		}
 	}
@@ -69,18 +71,37 @@ func Load(o Options) (*Config, error) {
 	return c, nil
 }
 
+// move makes the queen listen at addr. The usual port of the hive is then another agent's, so unless the file sets hive.listen the
+// hive takes a free one.
+func (c *Config) move(addr, from string) error {
+	listen, err := listenAddress(addr, from)
+	if err != nil {
+		return err
+	}
+	c.Queen.Listen, c.AddrFrom = listen, from
+	if c.Hive.ListenSet {
+		return nil
+	}
+	host, _, _ := net.SplitHostPort(c.Hive.Listen)
+	c.Hive.Listen = net.JoinHostPort(host, "0")
+	if !c.Queen.HivesSet && c.Agent.Has(RoleHive) {
+		c.Queen.Hives = nil // the default names the usual port
+	}
+	return nil
+}
+
 // listenAddress turns host:port or a base URL into the host:port to listen on.
-func listenAddress(addr string) (string, error) {
+func listenAddress(addr, from string) (string, error) {
 	hostPort := addr
 	if strings.Contains(addr, "://") {
 		u, err := url.Parse(addr)
 		if err != nil || u.Scheme != "http" || u.Port() == "" || strings.Trim(u.Path, "/") != "" {
-			return "", fault.New(fault.Invalid, "address_invalid", "APIARY_ADDR is %q, which is no address to listen on; write for example 127.0.0.1:7833.", addr)
+			return "", fault.New(fault.Invalid, "address_invalid", "%s is %q, which is no address to listen on; write for example 127.0.0.1:7833.", from, addr)
 		}
 		hostPort = u.Host
 	}
 	if err := checkAddress(hostPort); err != nil {
-		return "", fault.New(fault.Invalid, "address_invalid", "APIARY_ADDR is %q, which is no address to listen on; write for example 127.0.0.1:7833.", addr)
+		return "", fault.New(fault.Invalid, "address_invalid", "%s is %q, which is no address to listen on; write for example 127.0.0.1:7833.", from, addr)
 	}
 	return hostPort, nil
 }
@@ -90,11 +111,11 @@ func listenAddress(addr string) (string, error) {
 func find(o Options, system string) ([]byte, string, error) {
 	if o.Path != "" {
 		src, err := read(o.Path)
-		return src, o.Path, explain(err, "--config", o.Path)
+		return src, o.Path, explain(err, "", o.Path)
 	}
 	if p, _ := o.Env("APIARY_CONFIG"); p != "" {
 		src, err := read(p)
-		return src, p, explain(err, "APIARY_CONFIG", p)
+		return src, p, explain(err, ", which APIARY_CONFIG names", p)
 	}
 	var places []string
 	if p, _ := o.Env("APIARY_HOME"); p != "" {
@@ -117,7 +138,7 @@ func explain(err error, asked, path string) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, fs.ErrNotExist):
-		return fault.New(fault.Invalid, "config_missing", "%s names the configuration %s, which does not exist; correct the path or leave it out.", asked, path)
+		return fault.New(fault.NotFound, "config_missing", "There is no configuration file %s%s; correct the path or leave it out.", path, asked)
 	}
 	return fault.New(fault.Invalid, "config_unreadable", "The configuration %s cannot be read: %w.", path, err)
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -113,6 +114,20 @@ func checkReference(s string) error {
 		return fmt.Errorf("%q is not a reference; it has the form scheme:rest, for example \"file:/models/a.gguf\"", s)
 	}
 	return nil
+}
+
+// checkScheme returns the check of a reference to a thing of that kind, which must have one of schemes.
+func checkScheme(what string, schemes ...string) func(string) error {
+	return func(s string) error {
+		if err := checkReference(s); err != nil {
+			return err
+		}
+		scheme, _, _ := strings.Cut(s, ":")
+		if !slices.Contains(schemes, scheme) {
+			return fmt.Errorf("this build knows no %s with the scheme %q; the schemes are %s.%s", what, scheme, quoteAll(schemes), suggest(scheme, schemes))
+		}
+		return nil
+	}
 }
 
 func checkDevice(s string) error {

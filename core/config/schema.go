@@ -167,7 +167,7 @@ func provisionerGroup(c *Config) *group {
 func workerSchema(w *Worker) *block {
 	return &block{name: "worker", label: w.Name, options: []option{
 		text("adapter", `One of "native", "echo" is needed, for example "native".`, &w.Adapter, checkAdapter),
-		text("source", fmt.Sprintf("A reference to an engine is needed, for example %q.", defaultEngine), &w.Source, checkReference),
+		text("source", fmt.Sprintf("A reference to an engine is needed, for example %q.", defaultEngine), &w.Source, checkScheme("engine", "npm", "path")),
 		list("devices", `A list of devices is needed, for example ["cuda0"].`, &w.Devices, checkDevice),
 		whole("context", "tokens", 8192, &w.Context, 0, 1<<24),
 		whole("slots", "slots", 4, &w.Slots, 0, 1024),
@@ -194,7 +194,7 @@ func workerGroup(c *Config) *group {
 
 func modelSchema(m *Model) *block {
 	return &block{name: "model", label: m.Name, options: []option{
-		text("source", `A reference to a model is needed, for example "builtin:stories260k".`, &m.Source, checkReference),
+		text("source", `A reference to a model is needed, for example "builtin:stories260k".`, &m.Source, checkScheme("model", "builtin", "file", "echo")),
 		list("aliases", `A list of names is needed, for example ["gpt-4o-mini"].`, &m.Aliases, checkAlias),
 	}}
 }

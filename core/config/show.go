@@ -4,20 +4,35 @@ import (
 	"encoding/json"
 	"io"
 
+	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/hashicorp/hcl/v2/hclwrite"
 	ctyjson "github.com/zclconf/go-cty/cty/json"
 )
 
-// Show writes the effective configuration as HCL that Load reads; secrets are ***.
+// Show writes the effective configuration as HCL that Load reads; secrets are ***. A comment stands above what comes from
+// neither the file nor the defaults.
 func (c *Config) Show(w io.Writer) error {
+	notes := map[any]string{}
+	if c.AddrFrom != "" {
+		notes[&c.Queen.Listen] = "from " + c.AddrFrom
+		if !c.Hive.ListenSet {
+			notes[&c.Hive.Listen] = "a free port, because " + c.AddrFrom + " is given and the file does not set hive.listen"
+			if !c.Queen.HivesSet && c.Agent.Has(RoleHive) {
+				notes[&c.Queen.Hives] = "and the hive of this agent, at its free port"
+			}
+		}
+	}
 	f := hclwrite.NewEmptyFile()
-	showBody(f.Body(), schema(c))
+	showBody(f.Body(), schema(c), notes)
 	_, err := w.Write(hclwrite.Format(f.Bytes()))
 	return err
 }
 
-func showBody(body *hclwrite.Body, b *block) {
+func showBody(body *hclwrite.Body, b *block, notes map[any]string) {
 	for _, o := range b.options {
+		if note := notes[o.field]; note != "" {
+			body.AppendUnstructuredTokens(hclwrite.Tokens{{Type: hclsyntax.TokenComment, Bytes: []byte("# " + note + "\n")}})
+		}
 		body.SetAttributeValue(o.name, o.get())
 	}
 	for _, inner := range b.all() {
@@ -28,7 +43,7 @@ func showBody(body *hclwrite.Body, b *block) {
 		if inner.label != "" {
 			labels = []string{inner.label}
 		}
-		showBody(body.AppendNewBlock(inner.name, labels).Body(), inner)
+		showBody(body.AppendNewBlock(inner.name, labels).Body(), inner, notes)
 	}
 }
 

@@ -151,9 +151,9 @@ func TestDetachedDrain(t *testing.T) {
 		rest  func(context.Context, *httpd.Stream)
 		want  string
 	}{
-		"short": {10 * time.Second, func(_ context.Context, out *httpd.Stream) {
+		"short": {10 * time.Second, func(ctx context.Context, out *httpd.Stream) {
 			time.Sleep(300 * time.Millisecond)
-			words(nil, out)
+			words(ctx, out)
 		}, "b2 "},
 		"long": {200 * time.Millisecond, func(ctx context.Context, out *httpd.Stream) {
 			<-ctx.Done()
