@@ -53,7 +53,7 @@ type output struct {
 type counters struct {
 	busy, kvUsed, preempted, computed atomic.Int64
 	progress                          atomic.Uint64
-	// waiting counts tasks that were submitted and do not run yet.
+	// busy counts tasks that have a slot, waiting those that were submitted and have none yet.
 	waiting atomic.Int64
 }
 
@@ -239,6 +239,7 @@ func (s *scheduler) admit(t *task) bool {
 		t.cached = cached
 	}
 	s.counters.waiting.Add(-1)
+	s.counters.busy.Add(1)
 	return true
 }
 
@@ -262,6 +263,7 @@ func (s *scheduler) preempt(keep *task) bool {
 	v.seq = nil
 	s.queue = slices.Insert(s.queue, 0, v)
 	s.counters.waiting.Add(1)
+	s.counters.busy.Add(-1)
 	s.counters.preempted.Add(1)
 	return true
 }
@@ -349,8 +351,11 @@ func (s *scheduler) next(t *task, index int) (string, error) {
 
 // close ends t and keeps its sequence as a prefix for later prompts. The caller takes it off the lists.
 func (s *scheduler) close(t *task, finish string, err error) {
+	// Before t.end: who is told that a request has ended must not find it counted any more.
 	if t.state == waiting {
 		s.counters.waiting.Add(-1)
+	} else {
+		s.counters.busy.Add(-1)
 	}
 	t.state = ended
 	if t.seq != nil {
@@ -373,6 +378,5 @@ func (s *scheduler) failAll(err error) {
 }
 
 func (s *scheduler) publish() {
-	s.counters.busy.Store(int64(len(s.running) + len(s.prefill)))
 	s.counters.kvUsed.Store(int64(s.c.used()))
 }
