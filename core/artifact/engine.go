@@ -13,6 +13,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
+	pluginhost "github.com/apiary-dev/apiary/plugins/host"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -51,7 +52,7 @@ func (s *Store) installBest(ctx context.Context, ref string, prov vendor.Provisi
 	for {
 		plan, err := prov.Plan(ctx, vendor.PlanRequest{Reference: ref, Platform: on})
 		if err != nil {
-			return contract.Engine{}, err
+			return contract.Engine{}, pluginhost.Fault(err)
 		}
 		e, err := s.install(ctx, ref, plan, failed, report)
 		if err == nil || fault.As(err).Code != codeSelfTest {
@@ -87,7 +88,7 @@ func (s *Store) installed(ctx context.Context, ref string, prov vendor.Provision
 	}
 	id, name, err := p.Pin(ref, on)
 	if err != nil {
-		return contract.Engine{}, err
+		return contract.Engine{}, pluginhost.Fault(err)
 	}
 	all, err := s.engines()
 	if err != nil {

@@ -10,10 +10,12 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/secret"
+	pluginhost "github.com/apiary-dev/apiary/plugins/host"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -119,10 +121,11 @@ func NewHost(o HostOptions) vendor.Host {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &host{opts: o, client: newHTTPClient(o.HTTP), pause: 250 * time.Millisecond}
+	return &host{Store: pluginhost.OpenStore(""), opts: o, client: newHTTPClient(o.HTTP), pause: 250 * time.Millisecond}
 }
 
 type host struct {
+	*pluginhost.Store
 	opts   HostOptions
 	client *http.Client
 	pause  time.Duration
@@ -146,9 +149,9 @@ func (h *host) once(ctx context.Context, in vendor.HTTPRequest) (*vendor.HTTPRes
 	if err != nil {
 		return nil, err
 	}
-	for name, values := range in.Header {
-		if name != "Authorization" && name != "Cookie" && name != "Host" {
-			req.Header[http.CanonicalHeaderKey(name)] = values
+	for name, value := range in.Header {
+		if name = http.CanonicalHeaderKey(name); name != "Authorization" && name != "Cookie" && name != "Host" {
+			req.Header.Set(name, value)
 		}
 	}
 	res, err := h.client.Do(req)
@@ -163,7 +166,11 @@ func (h *host) once(ctx context.Context, in vendor.HTTPRequest) (*vendor.HTTPRes
 	if len(body) > maxMetadata {
 		return nil, fault.New(fault.Exhausted, "answer_too_large", "%s answered a question about an artifact with more than %d MiB; check that the configured address is right.", req.URL.Host, maxMetadata>>20)
 	}
-	return &vendor.HTTPResponse{Status: res.StatusCode, Header: res.Header, Body: body}, nil
+	header := make(map[string]string, len(res.Header))
+	for name, values := range res.Header {
+		header[name] = strings.Join(values, ", ")
+	}
+	return &vendor.HTTPResponse{Status: res.StatusCode, Header: header, Body: body, URL: res.Request.URL.String()}, nil
 }
 
 // Log implements vendor.Host.

@@ -14,6 +14,7 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/gguf"
+	pluginhost "github.com/apiary-dev/apiary/plugins/host"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -50,7 +51,7 @@ func (s *Store) pullModel(ctx context.Context, ref string, report Report) (contr
 	report("resolve", "looking up "+ref, nil)
 	man, err := v.Resolve(ctx, vendor.ResolveRequest{Reference: ref, Platform: platform(nil)})
 	if err != nil {
-		return contract.Model{}, err
+		return contract.Model{}, pluginhost.Fault(err)
 	}
 	if err := s.checkManifest(man, v); err != nil {
 		return contract.Model{}, err

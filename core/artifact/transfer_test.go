@@ -408,7 +408,7 @@ func TestHostHTTP(t *testing.T) {
 	h := NewHost(HostOptions{Name: "test", Credentials: func(name, _ string) secret.Secret { return secret.Secret("token-" + name) }})
 	h.(*host).pause = time.Millisecond
 	get := func(path string) (*vendor.HTTPResponse, error) {
-		return h.HTTP(t.Context(), vendor.HTTPRequest{Method: "GET", URL: srv.URL + path, Credential: "c", Header: map[string][]string{"Authorization": {"forged"}}})
+		return h.HTTP(t.Context(), vendor.HTTPRequest{Method: "GET", URL: srv.URL + path, Credential: "c", Header: map[string]string{"Authorization": "forged"}})
 	}
 	if res, err := get("/busy"); err != nil || res.Status != 200 || tries != 3 {
 		t.Errorf("busy: %+v after %d tries, %v", res, tries, err)

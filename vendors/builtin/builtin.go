@@ -38,7 +38,7 @@ func New() *Vendor {
 
 // Info implements vendor.Vendor.
 func (v *Vendor) Info() vendor.Info {
-	return vendor.Info{Name: "builtin", Version: "1.0.0", Schemes: []string{Scheme}, Description: "Models inside the apiary executable."}
+	return vendor.Info{Name: "builtin", Version: "1.0.0", Kind: vendor.KindVendor, Schemes: []string{Scheme}, Description: "Models inside the apiary executable."}
 }
 
 // Supports implements vendor.Vendor.

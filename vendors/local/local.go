@@ -32,7 +32,7 @@ func New() *Vendor { return &Vendor{} }
 
 // Info implements vendor.Vendor.
 func (v *Vendor) Info() vendor.Info {
-	return vendor.Info{Name: "local", Version: "1.0.0", Schemes: []string{Scheme}, Description: "GGUF files on this machine, used where they lie."}
+	return vendor.Info{Name: "local", Version: "1.0.0", Kind: vendor.KindVendor, Schemes: []string{Scheme}, Description: "GGUF files on this machine, used where they lie."}
 }
 
 // Supports implements vendor.Vendor.

@@ -49,7 +49,7 @@ func New(o Options) *Provisioner { return &Provisioner{opts: o} }
 
 // Info implements vendor.Provisioner.
 func (p *Provisioner) Info() vendor.Info {
-	return vendor.Info{Name: "npm", Version: "1.0.0", Schemes: []string{Scheme}, Description: "Engine builds published as npm packages."}
+	return vendor.Info{Name: "npm", Version: "1.0.0", Kind: vendor.KindProvisioner, Features: []string{vendor.FeaturePin}, Schemes: []string{Scheme}, Description: "Engine builds published as npm packages."}
 }
 
 // Supports implements vendor.Provisioner.
@@ -165,7 +165,7 @@ func (p *Provisioner) Plan(ctx context.Context, req vendor.PlanRequest) (*vendor
 func (p *Provisioner) metadata(ctx context.Context, registry string, pkg pkgRef) (*packument, error) {
 	res, err := p.opts.Host.HTTP(ctx, vendor.HTTPRequest{
 		Method: "GET", URL: registry + "/" + strings.ReplaceAll(pkg.name(), "/", "%2f"), Credential: Scheme,
-		Header: map[string][]string{"Accept": {"application/vnd.npm.install-v1+json; q=1.0, application/json; q=0.8"}},
+		Header: map[string]string{"Accept": "application/vnd.npm.install-v1+json; q=1.0, application/json; q=0.8"},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("ask the package registry for %s: %w", pkg.name(), err)

@@ -25,7 +25,7 @@ func New() *Provisioner { return &Provisioner{} }
 
 // Info implements vendor.Provisioner.
 func (p *Provisioner) Info() vendor.Info {
-	return vendor.Info{Name: "path", Version: "1.0.0", Schemes: []string{Scheme}, Description: "Engine builds in a folder of this machine, used in place."}
+	return vendor.Info{Name: "path", Version: "1.0.0", Kind: vendor.KindProvisioner, Schemes: []string{Scheme}, Description: "Engine builds in a folder of this machine, used in place."}
 }
 
 // Supports implements vendor.Provisioner.
