@@ -19,7 +19,7 @@ export GORACE := atexit_sleep_ms=0
 export GOTOOLCHAIN := local
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-parts fmt vet staticcheck deadcode lint bench clean
+.PHONY: help build run test test-parts fmt vet staticcheck deadcode lint proto bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,12 @@ staticcheck: ## run staticcheck
 
 deadcode: ## list functions that neither executable reaches
 	@out=$$($(TOOL) deadcode -tags embedllama . ./workers/llama/cmd/apiary-llama); if [ -n "$$out" ]; then echo "$$out"; exit 1; fi
+
+proto: ## generate the code of the plugin contract from plugins/proto
+	@mkdir -p bin/tools
+	@cd .ci/tools && $(GO) build -o ../../bin/tools/ ./protogen google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
+	@PATH="$(CURDIR)/bin/tools:$$PATH" protogen plugins/proto protoc-gen-go protoc-gen-go-grpc
+	@$(GO) test -count=1 -run TestNothingBreaks ./plugins/proto -args add >/dev/null
 
 lint: vet staticcheck deadcode ## vet, staticcheck and deadcode
 
