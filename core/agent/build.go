@@ -18,6 +18,7 @@ import (
 	"github.com/apiary-dev/apiary/core/artifact"
 	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/gateway"
 	"github.com/apiary-dev/apiary/core/hive"
 	"github.com/apiary-dev/apiary/core/httpd"
@@ -143,14 +144,16 @@ func openStore(o Options, native *nativeExecutable) (*artifact.Store, error) {
 		}
 		return registry.Credential(name, host) // what the user's npm would send there
 	}
+	// The registry is the one source that the configuration names; whatever others name is checked.
+	client := egress.NewClient(egress.Options{Own: func(u *url.URL) bool { return registry.Own(u) }})
 	registry = npm.New(npm.Options{
 		Registry: cfg.Provisioner.NPM.Registry, Env: npm.SystemEnvironment(),
-		Host: artifact.NewHost(artifact.HostOptions{Name: "npm", Credentials: credentials, Log: log}),
+		Host: artifact.NewHost(artifact.HostOptions{Name: "npm", Credentials: credentials, HTTP: client, Log: log}),
 	})
 	return artifact.Open(artifact.Options{
 		Home: cfg.Home, Vendors: vendors, Provisioners: []vendor.Provisioner{registry, path.New()},
 		Openers: map[string]vendor.Opener{builtin.Scheme: inside}, Credentials: credentials,
-		Reserve: cfg.Hive.Reserve.Disk, SelfTest: native.selfTest, Log: log,
+		Reserve: cfg.Hive.Reserve.Disk, SelfTest: native.selfTest, HTTP: client, Log: log,
 	})
 }
 

@@ -167,7 +167,8 @@ func crashOptions(home, url string) Options {
 	b := builtin.New()
 	return Options{
 		Home: home, Vendors: []vendor.Vendor{b, local.New()}, Openers: map[string]vendor.Opener{builtin.Scheme: b},
-		Provisioners: []vendor.Provisioner{npm.New(npm.Options{Registry: url, Host: NewHost(HostOptions{})})},
+		Provisioners: []vendor.Provisioner{npm.New(npm.Options{Registry: url, Host: NewHost(HostOptions{HTTP: ownClient(impatient)})})},
+		HTTP:         ownClient(impatient),
 	}
 }
 

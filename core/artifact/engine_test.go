@@ -102,7 +102,7 @@ func (r *registry) count() int { r.mu.Lock(); defer r.mu.Unlock(); return len(r.
 
 // provisioner is the real npm provisioner, pointed at r.
 func (r *registry) provisioner() *npm.Provisioner {
-	h := NewHost(HostOptions{Name: "npm"})
+	h := NewHost(HostOptions{Name: "npm", HTTP: ownClient(impatient)})
 	h.(*host).pause = time.Millisecond
 	return npm.New(npm.Options{Registry: r.URL, Host: h})
 }

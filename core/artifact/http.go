@@ -1,18 +1,18 @@
 package artifact
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/secret"
 	pluginhost "github.com/apiary-dev/apiary/plugins/host"
@@ -21,52 +21,11 @@ import (
 
 // Bounds of what is asked over the network.
 const (
-	maxRedirects    = 5
-	maxMetadata     = 64 << 20
+	maxMetadata     = 16 << 20
 	metadataTimeout = 30 * time.Second
 	metadataTries   = 3
 	userAgent       = "apiary"
 )
-
-// newHTTPClient makes the client of all requests. It has no timeout of its own, since a body may take hours: transfers and
-// metadata requests bring their bounds.
-func newHTTPClient(c *http.Client) *http.Client {
-	out := &http.Client{CheckRedirect: checkRedirect}
-	if c != nil {
-		out.Transport = c.Transport
-	}
-	if out.Transport == nil {
-		out.Transport = &http.Transport{
-			Proxy:                 http.ProxyFromEnvironment,
-			DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
-			TLSHandshakeTimeout:   10 * time.Second,
-			ResponseHeaderTimeout: 60 * time.Second,
-			IdleConnTimeout:       30 * time.Second,
-			MaxIdleConnsPerHost:   2,
-			ReadBufferSize:        256 << 10,
-			DisableCompression:    true, // what is counted and hashed are the bytes that were sent
-		}
-	}
-	return out
-}
-
-// checkRedirect bounds redirects, refuses to leave https, and lets a credential go nowhere but where it was meant for: Go
-// itself would also send it to another port of the same host and to sub-domains.
-func checkRedirect(req *http.Request, via []*http.Request) error {
-	if len(via) > maxRedirects {
-		return fmt.Errorf("it redirects more than %d times", maxRedirects)
-	}
-	first, last := via[0].URL, via[len(via)-1].URL
-	if req.URL.Scheme != "https" && (req.URL.Scheme != "http" || last.Scheme == "https") {
-		return fmt.Errorf("it redirects from %s to %s", last.Scheme, req.URL.Scheme)
-	}
-	if req.URL.Scheme != first.Scheme || req.URL.Host != first.Host {
-		req.Header.Del("Authorization")
-		req.Header.Del("Cookie")
-	}
-	req.Header.Del("Referer") // it may hold a signed query
-	return nil
-}
 
 // newRequest makes a request and adds the credential that belongs to the host.
 func newRequest(ctx context.Context, method, raw, credential string, creds func(name, host string) secret.Secret) (*http.Request, error) {
@@ -87,12 +46,18 @@ func newRequest(ctx context.Context, method, raw, credential string, creds func(
 	return req, nil
 }
 
-// unreachable turns an error of a request into one for people: without the URL, whose query may be a secret.
+const codeUnreachable = "source_unreachable"
+
+// unreachable turns an error of a request into one for people: without the URL, whose query may be a secret. Only one with
+// codeUnreachable may pass.
 func unreachable(host string, err error) error {
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		return f // of core/egress, which says what is wrong
+	}
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		err = e.Err
 	}
-	return fault.New(fault.Unavailable, "source_unreachable", "%s could not be reached (%v); check the network and try again.", host, err)
+	return fault.New(fault.Unavailable, codeUnreachable, "%s could not be reached (%v); check the network and try again.", host, err)
 }
 
 // retryAfter reads a Retry-After header: seconds or a date. 0: there is none.
@@ -115,13 +80,13 @@ type HostOptions struct {
 	Log         *slog.Logger                          // nil: no log
 }
 
-// NewHost returns the host of a built-in vendor or provisioner. It makes metadata requests to addresses from the user's
-// configuration, bounded in time and size; it is not meant for plugins from elsewhere.
+// NewHost returns the host of a built-in vendor or provisioner. It makes metadata requests, bounded in time and size, to
+// where its client may go; it is not meant for plugins from elsewhere.
 func NewHost(o HostOptions) vendor.Host {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &host{Store: pluginhost.OpenStore(""), opts: o, client: newHTTPClient(o.HTTP), pause: 250 * time.Millisecond}
+	return &host{Store: pluginhost.OpenStore(""), opts: o, client: cmp.Or(o.HTTP, egress.NewClient(egress.Options{})), pause: 250 * time.Millisecond}
 }
 
 type host struct {
@@ -137,7 +102,7 @@ func (h *host) HTTP(ctx context.Context, in vendor.HTTPRequest) (*vendor.HTTPRes
 	defer cancel()
 	for try := 1; ; try++ {
 		res, err := h.once(ctx, in)
-		again := err != nil && fault.KindOf(err) == fault.Unavailable || err == nil && res.Status >= 502 && res.Status <= 504
+		again := err != nil && fault.As(err).Code == codeUnreachable || err == nil && res.Status >= 502 && res.Status <= 504
 		if !again || try == metadataTries || (in.Method != http.MethodGet && in.Method != http.MethodHead) || sleep(ctx, h.pause<<try) != nil {
 			return res, err
 		}

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 	"github.com/apiary-dev/apiary/workers/provision/npm"
@@ -25,7 +27,9 @@ func TestRealRegistry(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	const ref = "npm:@node-llama-cpp/{platform}@3.21.1"
-	prov := npm.New(npm.Options{Host: NewHost(HostOptions{Name: "npm"}), Env: npm.SystemEnvironment()})
+	var prov *npm.Provisioner
+	client := egress.NewClient(egress.Options{Own: func(u *url.URL) bool { return prov.Own(u) }})
+	prov = npm.New(npm.Options{Host: NewHost(HostOptions{Name: "npm", HTTP: client}), Env: npm.SystemEnvironment()})
 	plan, err := prov.Plan(ctx, vendor.PlanRequest{Reference: ref, Platform: platform(nil)})
 	if kind := fault.KindOf(err); kind == fault.Unavailable || kind == fault.Invalid && fault.As(err).Code == "no_registry" || errors.Is(err, context.DeadlineExceeded) {
 		t.Skipf("the package registry cannot be reached: %v", err)
@@ -40,8 +44,8 @@ func TestRealRegistry(t *testing.T) {
 		t.Skip("there is no cache folder to keep the archive in")
 	}
 	kept := filepath.Join(cache, "apiary-test", "node-llama-cpp-linux-x64-3.21.1.tgz")
-	s := openStore(t, t.TempDir(), func(o *Options) { o.Provisioners = []vendor.Provisioner{prov}; o.HTTP = nil })
-	s.timing = timing{idle: 20 * time.Second, backoff: 100 * time.Millisecond, longest: time.Second, attempts: 3}
+	s := openStore(t, t.TempDir(), func(o *Options) { o.Provisioners = []vendor.Provisioner{prov}; o.HTTP = client })
+	s.timing = timing{backoff: 100 * time.Millisecond, longest: time.Second, attempts: 3}
 	part := s.path("partial", partialKey(plan.Files[0])+".part")
 	if err := copyFile(part, kept); err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)

@@ -4,6 +4,7 @@
 package artifact
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/secret"
 	"github.com/apiary-dev/apiary/plugins/vendor"
@@ -33,7 +35,7 @@ type Options struct {
 	// SelfTest loads the engine in dir in a process of its own and says what it found. An error keeps the engine out of the
 	// catalog. Nil: engines are not tested.
 	SelfTest func(ctx context.Context, dir string) (SelfTestReport, error)
-	HTTP     *http.Client // its Transport is used; nil: a client with bounded dial, TLS and header times
+	HTTP     *http.Client // made by core/egress; nil: one without hosts that the configuration names
 	Log      *slog.Logger // nil: no log
 }
 
@@ -75,7 +77,7 @@ func Open(o Options) (*Store, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{
-		home: filepath.Clean(o.Home), opts: o, log: o.Log, client: newHTTPClient(o.HTTP), timing: defaultTiming,
+		home: filepath.Clean(o.Home), opts: o, log: o.Log, client: cmp.Or(o.HTTP, egress.NewClient(egress.Options{})), timing: defaultTiming,
 		at: func(string) {}, free: freeBytes, now: time.Now,
 	}
 	for _, d := range []string{"blobs/sha256", "partial", "quarantine", "catalog/models", "catalog/engines", "views", "engines"} {

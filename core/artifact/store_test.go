@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 	"github.com/apiary-dev/apiary/vendors/builtin"
@@ -29,7 +31,15 @@ import (
 const story = "builtin:stories260k"
 
 // quick are the bounds of transfers in tests.
-var quick = timing{idle: 300 * time.Millisecond, backoff: time.Millisecond, longest: 5 * time.Millisecond, attempts: 3}
+var quick = timing{backoff: time.Millisecond, longest: 5 * time.Millisecond, attempts: 3}
+
+// impatient is for how long a source may send nothing in tests.
+const impatient = 300 * time.Millisecond
+
+// ownClient may go to this machine, as to hosts that the configuration names.
+func ownClient(idle time.Duration) *http.Client {
+	return egress.NewClient(egress.Options{Idle: idle, Own: func(u *url.URL) bool { return u.Scheme == "http" && u.Hostname() == "127.0.0.1" }})
+}
 
 // openStore opens a store over home with all vendors, and those given.
 func openStore(t testing.TB, home string, change func(*Options)) *Store {
@@ -37,7 +47,7 @@ func openStore(t testing.TB, home string, change func(*Options)) *Store {
 	b := builtin.New()
 	o := Options{
 		Home: home, Vendors: []vendor.Vendor{b, local.New()}, Openers: map[string]vendor.Opener{builtin.Scheme: b},
-		Provisioners: []vendor.Provisioner{path.New()}, HTTP: &http.Client{Transport: &http.Transport{DisableCompression: true}},
+		Provisioners: []vendor.Provisioner{path.New()}, HTTP: ownClient(impatient),
 		Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 	}
 	if change != nil {
@@ -408,8 +418,9 @@ func TestCancelKeepsBytes(t *testing.T) {
 	web := newServer(t, body)
 	web.cutAt = 200_000
 	web.hang = true
-	s := openStore(t, t.TempDir(), func(o *Options) { o.Vendors = append(o.Vendors, web.vendor("w", 0)) })
-	s.timing.idle = time.Minute
+	s := openStore(t, t.TempDir(), func(o *Options) {
+		o.Vendors, o.HTTP = append(o.Vendors, web.vendor("w", 0)), ownClient(time.Minute)
+	})
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
 		for len(files(t, s, "partial")) == 0 || partSize(t, s) < 200_000 {

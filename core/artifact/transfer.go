@@ -16,19 +16,22 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
 // timing bounds a transfer.
 type timing struct {
-	idle     time.Duration // without a byte, an attempt is given up
 	backoff  time.Duration // before the second attempt; doubled for each further one
 	longest  time.Duration // of any pause between attempts, also of one that the server asks for
-	attempts int           // in a row without a byte of progress
+	attempts int           // in a row without progress
 }
 
-var defaultTiming = timing{idle: 30 * time.Second, backoff: 500 * time.Millisecond, longest: time.Minute, attempts: 6}
+var defaultTiming = timing{backoff: 500 * time.Millisecond, longest: time.Minute, attempts: 6}
+
+// minProgress is how much an attempt must bring to count as one that gets on.
+const minProgress = 64 << 10
 
 // spaceCheckEvery is how often the disk is looked at while a body of unknown length is read.
 const spaceCheckEvery = 64 << 20
@@ -126,10 +129,13 @@ func (t *transfer) run(ctx context.Context) (fetched, error) {
 		}
 		errs = append(errs, err)
 	}
-	// The first source is the preferred one, so its failure is the one to tell of; a wrong digest tells more than any.
-	for _, err := range errs {
-		if fault.As(err).Code == codeDigest {
-			return fetched{}, err
+	// The first source is the preferred one, so its failure is the one to tell of; a wrong digest, and an address that must not
+	// be asked, tell more than any.
+	for _, code := range []string{codeDigest, egress.CodeRefused} {
+		for _, err := range errs {
+			if fault.As(err).Code == code {
+				return fetched{}, err
+			}
 		}
 	}
 	return fetched{}, errs[0]
@@ -158,7 +164,7 @@ func (t *transfer) from(ctx context.Context, src vendor.Source) (fetched, error)
 		if _, ours := errors.AsType[*writeError](err); ours || !again {
 			return fetched{}, err
 		}
-		if t.size() > before {
+		if t.size() >= before+minProgress {
 			failures = 0
 		}
 		if failures++; failures >= t.s.timing.attempts {
@@ -199,7 +205,7 @@ func (t *transfer) open(ctx context.Context, scheme string, src vendor.Source) (
 	if err := t.rewind(f); err != nil {
 		return fetched{}, err
 	}
-	if err := t.receive(ctx, f, r, n, func() {}); err != nil {
+	if err := t.receive(ctx, f, r, n, src.URL); err != nil {
 		return fetched{}, err
 	}
 	return t.verify()
@@ -284,16 +290,6 @@ func (t *transfer) attempt(ctx context.Context, src vendor.Source) error {
 	if t.file.Size >= 0 && n == t.file.Size || n > 0 && t.pinned() && t.mismatch() == "" {
 		return nil
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	watchdog := time.AfterFunc(t.s.timing.idle, func() { cancel(errStalled) })
-	defer watchdog.Stop()
-	stall := func(err error) error {
-		if err == nil || !errors.Is(context.Cause(ctx), errStalled) {
-			return err
-		}
-		return &retryError{err: fault.New(fault.Unavailable, "source_stalled", "The source of %s sent nothing for %v; try again later.", t.what, t.s.timing.idle)}
-	}
 	req, err := newRequest(ctx, http.MethodGet, src.URL, src.Credential, t.s.opts.Credentials)
 	if err != nil {
 		return err
@@ -307,7 +303,13 @@ func (t *transfer) attempt(ctx context.Context, src vendor.Source) error {
 	}
 	res, err := t.s.client.Do(req)
 	if err != nil {
-		return stall(&retryError{err: unreachable(req.URL.Host, err)})
+		if err := t.stalled(req.URL.Host, err); err != nil {
+			return err
+		}
+		if err = unreachable(req.URL.Host, err); fault.As(err).Code == codeUnreachable {
+			err = &retryError{err: err}
+		}
+		return err
 	}
 	defer res.Body.Close()
 	n, total, err := t.accept(res, f, n)
@@ -327,7 +329,15 @@ func (t *transfer) attempt(ctx context.Context, src vendor.Source) error {
 			return err
 		}
 	}
-	return stall(t.receive(ctx, f, res.Body, total, func() { watchdog.Reset(t.s.timing.idle) }))
+	return t.receive(ctx, f, res.Body, total, res.Request.URL.Host)
+}
+
+// stalled turns the error of an answer that brought too little into one for people; nil: it is another one.
+func (t *transfer) stalled(host string, err error) error {
+	if !errors.Is(err, egress.ErrStalled) {
+		return nil
+	}
+	return &retryError{err: fault.New(fault.Unavailable, "source_stalled", "%s stopped sending %s, or sends it too slowly; try again later.", host, t.what)}
 }
 
 // accept looks at the head of an answer to a request for the bytes from n. It returns where the body starts and the length of
@@ -379,12 +389,11 @@ func (t *transfer) startOver(f *os.File, cause error) error {
 }
 
 // receive appends a body to the part, to which the hashes have been brought up. total is the length of the whole file, -1
-// when it ends where the body ends. alive is called for every piece.
-func (t *transfer) receive(ctx context.Context, f *os.File, body io.Reader, total int64, alive func()) error {
+// when it ends where the body ends. host is who sends it, for messages.
+func (t *transfer) receive(ctx context.Context, f *os.File, body io.Reader, total int64, host string) error {
 	start, checked := t.hashed, t.hashed
 	var full error
 	progress := func(n int64) {
-		alive()
 		t.hashed = start + n
 		t.meter.set(t.hashed)
 		if total < 0 && t.hashed-checked >= spaceCheckEvery && full == nil {
@@ -414,6 +423,9 @@ func (t *transfer) receive(ctx context.Context, f *os.File, body io.Reader, tota
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		if err := t.stalled(host, err); err != nil {
+			return err
+		}
 		return &retryError{err: fault.New(fault.Unavailable, "source_cut", "The connection broke while %s was fetched (%v); try again.", t.what, err)}
 	}
 	switch {
@@ -436,6 +448,3 @@ func (t *transfer) receive(ctx context.Context, f *os.File, body io.Reader, tota
 type writerFunc func(p []byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
-
-// errStalled is why an attempt is cancelled by its watchdog.
-var errStalled = errors.New("nothing arrives")

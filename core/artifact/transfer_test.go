@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/secret"
 	"github.com/apiary-dev/apiary/plugins/vendor"
@@ -27,6 +28,7 @@ type server struct {
 
 	cutAt       int  // the connection ends after so many bytes of the file, once per request, when > 0
 	cuts        int  // how many requests are cut; 0: all
+	drip        bool // a byte now and then
 	hang        bool // instead of ending, nothing more is sent
 	ignoreRange bool // a range is answered with 200
 	wrongRange  bool // a range is answered with another range
@@ -103,6 +105,11 @@ func (w *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		rw.WriteHeader(http.StatusPartialContent)
 	} else {
 		rw.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	}
+	for i := start; w.drip && i < len(body) && r.Context().Err() == nil; i++ {
+		_, _ = rw.Write(body[i : i+1])
+		_ = http.NewResponseController(rw).Flush()
+		time.Sleep(10 * time.Millisecond)
 	}
 	if cutAt > start && cutAt < len(body) && (w.cuts == 0 || n <= w.cuts) {
 		_, _ = rw.Write(body[start:cutAt])
@@ -214,10 +221,14 @@ func TestTransferGivesUp(t *testing.T) {
 		"encoded":                         {func(w *server) { w.encoding = "gzip" }, fault.Unavailable, "source_broken", 1},
 		"cut at the same place, no range": {func(w *server) { w.cutAt, w.ignoreRange = 100_000, true }, fault.Unavailable, "source_cut", 3},
 		"another size":                    {func(w *server) { w.bodies[0] = append(w.bodies[0], 0) }, fault.Conflict, "source_changed", 1},
-		"redirect loop":                   {func(w *server) { w.status, w.statusTimes, w.header = 302, 99, http.Header{"Location": {"/0"}} }, fault.Unavailable, "source_unreachable", 18},
+		"redirect loop":                   {func(w *server) { w.status, w.statusTimes, w.header = 302, 99, http.Header{"Location": {"/0"}} }, fault.Unavailable, egress.CodeRedirect, 2},
 		"redirect to a file": {func(w *server) {
 			w.status, w.statusTimes, w.header = 302, 99, http.Header{"Location": {"file:///etc/passwd"}}
-		}, fault.Unavailable, "source_unreachable", 3},
+		}, fault.Denied, egress.CodeRefused, 1},
+		"redirect to this machine": {func(w *server) {
+			w.status, w.statusTimes, w.header = 302, 99, http.Header{"Location": {strings.Replace(w.URL, "http:", "https:", 1)}}
+		}, fault.Denied, egress.CodeRefused, 1},
+		"drips": {func(w *server) { w.drip = true }, fault.Unavailable, "source_stalled", 3},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newServer(t, append([]byte(nil), body...))
@@ -395,7 +406,7 @@ func TestHostHTTP(t *testing.T) {
 			}
 		case "/big":
 			buf := make([]byte, 1<<20)
-			for range 66 {
+			for range 18 {
 				if _, err := w.Write(buf); err != nil {
 					return
 				}
@@ -405,7 +416,7 @@ func TestHostHTTP(t *testing.T) {
 		}
 	}))
 	defer srv.Close()
-	h := NewHost(HostOptions{Name: "test", Credentials: func(name, _ string) secret.Secret { return secret.Secret("token-" + name) }})
+	h := NewHost(HostOptions{Name: "test", HTTP: ownClient(impatient), Credentials: func(name, _ string) secret.Secret { return secret.Secret("token-" + name) }})
 	h.(*host).pause = time.Millisecond
 	get := func(path string) (*vendor.HTTPResponse, error) {
 		return h.HTTP(t.Context(), vendor.HTTPRequest{Method: "GET", URL: srv.URL + path, Credential: "c", Header: map[string]string{"Authorization": "forged"}})

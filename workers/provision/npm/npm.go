@@ -75,6 +75,14 @@ func (p *Provisioner) Credential(name, host string) secret.Secret {
 	return p.found.token(host)
 }
 
+// Own reports whether u is of a registry that the user's configuration names: the same host, and the same scheme or https.
+// It is false before the first Plan.
+func (p *Provisioner) Own(u *url.URL) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.found != nil && p.found.own(u)
+}
+
 // settings finds the npm configuration once; a failure is looked into again the next time.
 func (p *Provisioner) settings(ctx context.Context) (*settings, error) {
 	p.mu.Lock()
@@ -217,7 +225,7 @@ func tarballSources(registry string, pkg pkgRef, tarball string) ([]vendor.Sourc
 		return nil, fault.New(fault.Unavailable, "registry_garbage", "The package registry gives no usable address for the tarball of %s %s; check that the configured address is a registry.", pkg.name(), pkg.version)
 	}
 	given := vendor.Source{URL: at.String(), Credential: Scheme, Ranges: true}
-	if at.Host == conf.Host && (at.Scheme == conf.Scheme || at.Scheme == "https") {
+	if sameHost(conf, at) {
 		return []vendor.Source{given}, nil
 	}
 	_, base, ok := strings.Cut(pkg.name(), "/")

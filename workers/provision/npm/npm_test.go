@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -252,4 +253,26 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%q is not stable: %+v, %v", p.reference(), again, err)
 		}
 	})
+}
+
+// S17: only the host of a configured registry counts as the user's own choice.
+func TestOwn(t *testing.T) {
+	env := environment(nil, map[string]string{"/home/u/.npmrc": "@s:registry=http://scope.test:4873/npm\n"}, "https://Npm.test/")
+	p := New(Options{Host: &fakeHost{}, Env: env})
+	own := func(s string) bool {
+		u, err := url.Parse(s)
+		return err == nil && p.Own(u)
+	}
+	if own("https://npm.test/x") {
+		t.Error("before anything was read")
+	}
+	_, _ = p.Plan(t.Context(), vendor.PlanRequest{Reference: "npm:b@1.2.3"})
+	for u, want := range map[string]bool{
+		"https://npm.test/x": true, "http://npm.test/x": false, "https://npm.test:8443/": false, "https://evil.npm.test/": false,
+		"http://scope.test:4873/y": true, "https://scope.test:4873/y": true, "http://scope.test/": false, "https://cdn.test/": false,
+	} {
+		if own(u) != want {
+			t.Errorf("%s: %v", u, !want)
+		}
+	}
 }

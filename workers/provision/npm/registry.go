@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -89,6 +91,21 @@ func (s *settings) registry(scope string) (string, error) {
 
 // token returns the token for a host ("name" or "name:port").
 func (s *settings) token(host string) secret.Secret { return s.tokens[strings.ToLower(host)] }
+
+// own reports whether u is of one of the registries.
+func (s *settings) own(u *url.URL) bool {
+	for _, raw := range append(slices.Collect(maps.Values(s.scopes)), s.base) {
+		if conf, err := url.Parse(raw); err == nil && raw != "" && sameHost(conf, u) {
+			return true
+		}
+	}
+	return false
+}
+
+// sameHost reports whether at is of the configured host and no less safe.
+func sameHost(conf, at *url.URL) bool {
+	return strings.EqualFold(at.Host, conf.Host) && (at.Scheme == conf.Scheme || at.Scheme == "https")
+}
 
 // discover reads, in this order: the address in Apiary's configuration, NPM_CONFIG_REGISTRY, the user's .npmrc, and what npm
 // itself says. Tokens and scopes come from the .npmrc. The current folder is never looked at.
