@@ -127,6 +127,7 @@ func onLinux(t *testing.T) {
 }
 
 func TestInstallEngine(t *testing.T) {
+	t.Parallel()
 	onLinux(t)
 	r := newRegistry(t, "linux-x64")
 	r.cutAt = 100_000
@@ -178,6 +179,7 @@ func TestInstallEngine(t *testing.T) {
 
 // Builds for several devices and versions lie side by side, and the best one for the machine is chosen.
 func TestInstallSideBySide(t *testing.T) {
+	t.Parallel()
 	onLinux(t)
 	r := newRegistry(t, "linux-x64", "linux-x64-cuda", "linux-x64-vulkan")
 	s := openStore(t, t.TempDir(), r.use)
@@ -197,6 +199,7 @@ func TestInstallSideBySide(t *testing.T) {
 }
 
 func TestFailingSelfTest(t *testing.T) {
+	t.Parallel()
 	onLinux(t)
 	r := newRegistry(t, "linux-x64", "linux-x64-cuda")
 	broken := map[string]bool{"cuda": true, "x64": true}
@@ -240,6 +243,7 @@ func TestFailingSelfTest(t *testing.T) {
 }
 
 func TestEngineRefused(t *testing.T) {
+	t.Parallel()
 	onLinux(t)
 	good := engineArchive(t, "linux-x64")
 	dir := "package/bins/linux-x64/"
@@ -265,6 +269,7 @@ func TestEngineRefused(t *testing.T) {
 		"damaged":        {func(r *registry) { r.tarballs["linux-x64"] = good[:len(good)/2] }, fault.Invalid, "bad_archive"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			r := newRegistry(t, "linux-x64")
 			c.prepare(r)
 			s := openStore(t, t.TempDir(), r.use)
@@ -284,6 +289,7 @@ func TestEngineRefused(t *testing.T) {
 }
 
 func TestEngineNeedsSpaceToUnpack(t *testing.T) {
+	t.Parallel()
 	onLinux(t)
 	r := newRegistry(t, "linux-x64")
 	s := openStore(t, t.TempDir(), r.use)

@@ -20,6 +20,7 @@ import (
 // TestRealRegistry installs the real engine from the registry that this machine is configured for. The archive is kept in the
 // user's cache folder, so that it is fetched once; the description of the package is asked for every time.
 func TestRealRegistry(t *testing.T) {
+	t.Parallel()
 	onLinux(t)
 	if testing.Short() {
 		t.Skip("asks the network")

@@ -173,6 +173,7 @@ func pull(t *testing.T, v *webVendor, change func(*Options)) (*Store, *reports, 
 }
 
 func TestTransferRecovers(t *testing.T) {
+	t.Parallel()
 	body := ggufFile(9, 0, 1, 400_000)
 	for name, prepare := range map[string]func(*server){
 		"cut once":            func(w *server) { w.cutAt, w.cuts = 100_000, 1 },
@@ -185,6 +186,7 @@ func TestTransferRecovers(t *testing.T) {
 		"wrong range":         func(w *server) { w.cutAt, w.cuts, w.wrongRange = 100_000, 1, true },
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			w := newServer(t, body)
 			prepare(w)
 			s, log, err := pull(t, w.vendor("w", 0), nil)
@@ -207,6 +209,7 @@ func TestTransferRecovers(t *testing.T) {
 }
 
 func TestTransferGivesUp(t *testing.T) {
+	t.Parallel()
 	body := ggufFile(9, 0, 1, 400_000)
 	for name, c := range map[string]struct {
 		prepare func(*server)
@@ -231,6 +234,7 @@ func TestTransferGivesUp(t *testing.T) {
 		"drips": {func(w *server) { w.drip = true }, fault.Unavailable, "source_stalled", 3},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			w := newServer(t, append([]byte(nil), body...))
 			v := w.vendor("w", 0)
 			c.prepare(w)
@@ -397,6 +401,7 @@ func TestUnknownLength(t *testing.T) {
 }
 
 func TestHostHTTP(t *testing.T) {
+	t.Parallel()
 	var tries int
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
