@@ -143,7 +143,7 @@ func (s *Store) install(ctx context.Context, ref string, plan *vendor.Plan, fail
 		return all[i].Engine, s.addReference(ctx, &all[i], ref) // another process was faster
 	}
 	got := map[string]fetched{}
-	err = s.withFiles(ctx, plan.Files, got, plan.Name+" "+plan.Version+" for "+plan.Platform, report, func() error {
+	err = s.withFiles(ctx, plan, plan.Files, got, plan.Name+" "+plan.Version+" for "+plan.Platform, report, func() error {
 		return s.build(ctx, &e, plan, got, report)
 	})
 	if err != nil {
@@ -181,14 +181,31 @@ func checkPlan(plan *vendor.Plan) error {
 }
 
 // withFiles fetches files and calls f while all of them are held.
-func (s *Store) withFiles(ctx context.Context, files []vendor.File, got map[string]fetched, what string, report Report, f func() error) error {
+func (s *Store) withFiles(ctx context.Context, plan *vendor.Plan, files []vendor.File, got map[string]fetched, what string, report Report, f func() error) error {
 	if len(files) == 0 {
 		return f()
 	}
-	return s.fetch(ctx, files[0], what, report, func() bool { return false }, func(g fetched) error {
+	return s.fetch(ctx, files[0], s.packedLimit(plan, files[0].Path), what, report, func() bool { return false }, func(g fetched) error {
 		got[files[0].Path] = g
-		return s.withFiles(ctx, files[1:], got, what, report, f)
+		return s.withFiles(ctx, plan, files[1:], got, what, report, f)
 	})
+}
+
+// packedLimit is the most that an archive may have which unpacks to no more than the plan allows: what cannot be packed gets
+// hardly larger, and every entry has its header.
+func (s *Store) packedLimit(plan *vendor.Plan, file string) int64 {
+	limit := int64(s.opts.MaxFile)
+	for _, st := range plan.Steps {
+		if x := st.Extract; x != nil && x.File == file && x.MaxBytes > 0 {
+			entries := int64(maxArchiveEntries)
+			if x.MaxEntries > 0 {
+				entries = min(entries, int64(x.MaxEntries))
+			}
+			unpacked := min(x.MaxBytes, limit) // no overflow, whatever the plan says
+			limit = min(limit, unpacked+unpacked/512+entries*headerAllowance+64<<10)
+		}
+	}
+	return limit
 }
 
 // build makes the engine's folder, tests it and publishes it.

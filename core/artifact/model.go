@@ -233,7 +233,7 @@ func (s *Store) fetchBlob(ctx context.Context, f vendor.File, report Report) (co
 	if have() {
 		return out, nil
 	}
-	err := s.fetch(ctx, f, f.Path, report, have, func(got fetched) error {
+	err := s.fetch(ctx, f, int64(s.opts.MaxFile), f.Path, report, have, func(got fetched) error {
 		if _, err := inspect(got.path, f.Path); err != nil {
 			return err
 		}

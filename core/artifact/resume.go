@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/plugins/vendor"
@@ -64,14 +67,53 @@ func (t *transfer) verify() (fetched, error) {
 		}
 		return fetched{}, errRestart
 	}
-	jail := t.s.path("quarantine", sums.SHA256[:32]+"-"+strconv.FormatInt(t.s.now().UnixNano(), 36))
-	if err := os.Rename(t.part, jail); err != nil {
-		return fetched{}, fmt.Errorf("quarantine: %w", err)
+	kept, err := t.s.quarantine(t.part, sums.SHA256)
+	if err != nil {
+		return fetched{}, err
 	}
 	if err := t.discard(); err != nil {
 		return fetched{}, err
 	}
-	return fetched{}, fault.New(fault.Conflict, codeDigest, "%s did not arrive as it was published: %s; it was put into quarantine and nothing uses it, try again later or from another source.", t.what, wrong)
+	where := "it was removed"
+	if kept {
+		where = "it was put into quarantine"
+	}
+	return fetched{}, fault.New(fault.Conflict, codeDigest, "%s did not arrive as it was published: %s; %s and nothing uses it, try again later or from another source.", t.what, wrong, where)
+}
+
+// quarantine moves a file with the wrong bytes, whose digest is sha, to where nothing uses it. The oldest ones there make
+// room; kept tells whether there was enough for this one.
+func (s *Store) quarantine(file, sha string) (kept bool, err error) {
+	jail := s.path("quarantine", sha[:32]+"-"+strconv.FormatInt(s.now().UnixNano(), 36))
+	if err := os.Rename(file, jail); err != nil {
+		return false, fmt.Errorf("quarantine: %w", err)
+	}
+	entries, err := os.ReadDir(filepath.Dir(jail))
+	if err != nil {
+		return false, fmt.Errorf("quarantine: %w", err)
+	}
+	type inmate struct {
+		path string
+		size int64
+		at   time.Time
+	}
+	all := []inmate{}
+	var bytes int64
+	for _, e := range entries {
+		if st, err := e.Info(); err == nil { // otherwise another process removed it
+			all = append(all, inmate{filepath.Join(filepath.Dir(jail), e.Name()), st.Size(), st.ModTime()})
+			bytes += st.Size()
+		}
+	}
+	slices.SortFunc(all, func(a, b inmate) int { return a.at.Compare(b.at) })
+	for len(all) > maxQuarantined || len(all) > 0 && bytes > s.maxQuarantine {
+		if err := os.RemoveAll(all[0].path); err != nil {
+			return false, fmt.Errorf("make room in quarantine: %w", err)
+		}
+		bytes -= all[0].size
+		all = all[1:]
+	}
+	return slices.ContainsFunc(all, func(i inmate) bool { return i.path == jail }), nil
 }
 
 // parseContentRange reads "bytes 5-9/10"; the total may be "*", which is -1.

@@ -32,6 +32,8 @@ type Options struct {
 	// Credentials gives the token called name if it may be sent to host (host or host:port), else "". Nil: there are none.
 	Credentials func(name, host string) secret.Secret
 	Reserve     contract.Bytes // disk that stays free, hive.reserve.disk
+	// MaxFile bounds a file whose size nobody has promised. 0: 256 GiB.
+	MaxFile contract.Bytes
 	// SelfTest loads the engine in dir in a process of its own and says what it found. An error keeps the engine out of the
 	// catalog. Nil: engines are not tested.
 	SelfTest func(ctx context.Context, dir string) (SelfTestReport, error)
@@ -63,10 +65,19 @@ type Store struct {
 	// free tells the free bytes of the file system that holds a folder.
 	free func(dir string) (contract.Bytes, error)
 	now  func() time.Time
+	// maxQuarantine bounds the bytes in quarantine.
+	maxQuarantine int64
 }
 
 // How long things that are not in a catalog are kept.
 const keepLeftovers = 7 * 24 * time.Hour
+
+// Bounds of what nobody has promised.
+const (
+	defaultMaxFile       = contract.Bytes(256 << 30) // larger than any model file that people share
+	maxQuarantined       = 16                        // files
+	defaultMaxQuarantine = 4 << 30                   // bytes
+)
 
 // Open makes the folders of a store and removes what interrupted operations left behind more than seven days ago.
 func Open(o Options) (*Store, error) {
@@ -76,9 +87,10 @@ func Open(o Options) (*Store, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	o.MaxFile = cmp.Or(o.MaxFile, defaultMaxFile)
 	s := &Store{
 		home: filepath.Clean(o.Home), opts: o, log: o.Log, client: cmp.Or(o.HTTP, egress.NewClient(egress.Options{})), timing: defaultTiming,
-		at: func(string) {}, free: freeBytes, now: time.Now,
+		at: func(string) {}, free: freeBytes, now: time.Now, maxQuarantine: defaultMaxQuarantine,
 	}
 	for _, d := range []string{"blobs/sha256", "partial", "quarantine", "catalog/models", "catalog/engines", "views", "engines"} {
 		if err := os.MkdirAll(s.path(d), 0o700); err != nil {

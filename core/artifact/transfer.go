@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/plugins/vendor"
@@ -43,8 +44,8 @@ type fetched struct {
 }
 
 // fetch transfers f into partial/, or goes on with what is there, verifies it, and hands it to use, which moves or reads it.
-// Nobody else fetches the same file meanwhile. have is asked under that lock whether the file has become unnecessary.
-func (s *Store) fetch(ctx context.Context, f vendor.File, what string, report Report, have func() bool, use func(fetched) error) error {
+// Nobody else fetches the same file meanwhile. A file of unknown size has at most limit bytes. have is asked under that lock whether the file has become unnecessary.
+func (s *Store) fetch(ctx context.Context, f vendor.File, limit int64, what string, report Report, have func() bool, use func(fetched) error) error {
 	if f.Member != nil {
 		return fault.New(fault.Invalid, "unsupported_source", "%s lies inside an archive, and this version of Apiary takes no models out of archives.", what)
 	}
@@ -60,11 +61,11 @@ func (s *Store) fetch(ctx context.Context, f vendor.File, what string, report Re
 	if have() {
 		return nil
 	}
-	t := &transfer{s: s, file: f, what: what, part: s.path("partial", key+".part"), note: s.path("partial", key+".json"), meter: newMeter(report, "fetch", what, f.Size), report: report}
+	t := &transfer{s: s, file: f, what: what, limit: limit, part: s.path("partial", key+".part"), note: s.path("partial", key+".json"), meter: newMeter(report, "fetch", what, f.Size), report: report}
 	t.reset()
 	got, err := t.run(ctx)
 	if err != nil {
-		return noSpace(err)
+		return errors.Join(noSpace(err), t.discardHopeless())
 	}
 	if err := use(got); err != nil {
 		if fault.KindOf(err) == fault.Invalid { // the bytes are of no use to anybody; after other failures they are
@@ -91,6 +92,7 @@ type transfer struct {
 	s          *Store
 	file       vendor.File
 	what       string // for messages
+	limit      int64  // bytes of a file whose size nobody has promised
 	part, note string // paths
 	meter      *meter
 	report     Report
@@ -114,6 +116,16 @@ func (t *transfer) discard() error {
 		}
 	}
 	return nil
+}
+
+// discardHopeless removes what is left of a transfer unless another one can go on with it: nothing arrived, or nothing could
+// prove what did.
+func (t *transfer) discardHopeless() error {
+	plain, _, _ := strings.Cut(t.file.Sources[0].URL, "?")
+	if n := t.size(); n > 0 && (t.pinned() || t.readNote(plain) != "") {
+		return nil
+	}
+	return t.discard()
 }
 
 // run tries the sources in order.
@@ -371,6 +383,9 @@ func (t *transfer) accept(res *http.Response, f *os.File, n int64) (at, total in
 	if e := res.Header.Get("Content-Encoding"); e != "" && e != "identity" {
 		return 0, 0, fault.New(fault.Unavailable, "source_broken", "%s sent %s encoded as %q, which it was asked not to do.", host, t.what, e)
 	}
+	if t.file.Size < 0 && total > t.limit {
+		return 0, 0, t.tooLong(f, host)
+	}
 	if t.file.Size >= 0 {
 		if total >= 0 && total != t.file.Size {
 			return 0, 0, fault.New(fault.Conflict, "source_changed", "%s has %s with %d bytes, and %d were promised; the file has changed since, pull the model again.", host, t.what, total, t.file.Size)
@@ -378,6 +393,14 @@ func (t *transfer) accept(res *http.Response, f *os.File, n int64) (at, total in
 		total = t.file.Size
 	}
 	return n, total, nil
+}
+
+// tooLong empties the part, which will never be what was wanted.
+func (t *transfer) tooLong(f *os.File, host string) error {
+	if err := t.rewind(f); err != nil {
+		return err
+	}
+	return fault.New(fault.Unavailable, "source_too_large", "%s sends more than %s for %s, which is more than that may have; check the reference and the configured address.", host, contract.Bytes(t.limit), t.what)
 }
 
 // startOver empties the part and asks for another attempt.
@@ -401,9 +424,11 @@ func (t *transfer) receive(ctx context.Context, f *os.File, body io.Reader, tota
 			full = t.s.checkSpace(spaceCheckEvery, t.what)
 		}
 	}
-	if total >= 0 {
-		body = io.LimitReader(body, total-start+1) // one more, to notice a body that is too long
+	most := total
+	if total < 0 {
+		most = t.limit
 	}
+	body = io.LimitReader(body, most-start+1) // one more, to notice a body that is too long
 	w := writerFunc(func(p []byte) (int, error) {
 		if full != nil {
 			return 0, full
@@ -429,6 +454,8 @@ func (t *transfer) receive(ctx context.Context, f *os.File, body io.Reader, tota
 		return &retryError{err: fault.New(fault.Unavailable, "source_cut", "The connection broke while %s was fetched (%v); try again.", t.what, err)}
 	}
 	switch {
+	case total < 0 && t.hashed > t.limit:
+		return t.tooLong(f, host)
 	case total >= 0 && t.hashed > total:
 		if err := t.rewind(f); err != nil {
 			return err
