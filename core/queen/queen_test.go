@@ -156,6 +156,37 @@ func TestReads(t *testing.T) {
 	}
 }
 
+// TestSpawnUnderATakenID: the id of a worker that runs is refused, and that worker stays as it was.
+func TestSpawnUnderATakenID(t *testing.T) {
+	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+	a := startQueen(t, Options{}, h)
+	op := spawnOp(modelRef)
+	op.WorkerID, op.SpawnKey = "w1", "mine"
+	if got := a.run(op); got.err != nil {
+		t.Fatal(got.err)
+	}
+	for _, other := range []contract.WorkerSpawn{
+		{Model: "echo:a", WorkerID: "w1"}, {Model: modelRef, WorkerID: "w1"}, {Model: modelRef, WorkerID: "w1", SpawnKey: "other"},
+	} {
+		other.Operation, other.Wait = contract.OpWorkerSpawn, true
+		if got := a.run(other); got.err == nil || got.err.Code != "worker_exists" || got.err.Kind != fault.Conflict || !strings.Contains(got.err.Message, "apiary worker delete w1") {
+			t.Errorf("%+v: %+v", other, got.err)
+		}
+	}
+	if got := a.run(op); got.err != nil { // the same key again is the same worker
+		t.Errorf("the same spawn again: %v", got.err)
+	}
+	if s := a.serving(modelID); len(s) != 1 || s[0].Info.ID != "w1" || len(h.spawned()) != 1 {
+		t.Errorf("%d workers serve after %d spawns", len(s), len(h.spawned()))
+	}
+	// A worker that a queen does not know yet, because it was just started, is found among the processes.
+	a.end()
+	b := startQueen(t, Options{Interval: time.Hour}, h)
+	if got := b.run(contract.WorkerSpawn{Operation: contract.OpWorkerSpawn, Model: "echo:a", WorkerID: "w1"}); got.err == nil || got.err.Code != "worker_exists" {
+		t.Errorf("a queen that was started again: %+v", got.err)
+	}
+}
+
 func TestRefusedBodies(t *testing.T) {
 	a := startQueen(t, Options{})
 	for body, code := range map[string]string{

@@ -23,6 +23,7 @@ const (
 	spawnAttempts = 3                // of a spawn whose answer was lost: the key makes it the same spawn
 	undoBound     = 30 * time.Second // to end the worker of a spawn that was given up: a hive kills within 15 s
 	keyKept       = 10 * time.Minute
+	maxGeneration = 1 << 53            // of a beat that is believed
 	deviceMargin  = 512 * contract.MiB // beside 1.2 × the model, for its cache and buffers
 )
 
@@ -107,9 +108,10 @@ func (r *spawning) start(ctx context.Context) (contract.WorkerSpawned, error) {
 	if err != nil {
 		return contract.WorkerSpawned{}, err
 	}
-	spec.SpawnKey, spec.Generation = q.begin(r.slot, spec, recipe, running)
+	if spec.SpawnKey, spec.Generation, err = q.begin(r.slot, spec, recipe, r.automatic, running); err != nil {
+		return contract.WorkerSpawned{}, err
+	}
 	r.begun = true
-	q.step(registry.SpawnBegan{Slot: r.slot, WorkerID: spec.WorkerID, Automatic: r.automatic})
 	r.n.Info("spawn", "starting worker %s for %s with %s on %s of %s", spec.WorkerID, spec.Model, r.kind.Name, r.slot.Device, r.hive.Beat.Name)
 
 	var out contract.WorkerSpawned
@@ -124,7 +126,7 @@ func (r *spawning) start(ctx context.Context) (contract.WorkerSpawned, error) {
 			r.undo(ctx, spec.WorkerID, contract.Identity{})
 			return out, ctx.Err()
 		}
-		q.step(registry.SpawnFailed{WorkerID: spec.WorkerID, Reason: fault.As(err).Code, Jitter: jitter()})
+		q.step(registry.SpawnFailed{WorkerID: spec.WorkerID, Slot: r.slot, Reason: fault.As(err).Code, Jitter: jitter()})
 		return out, err
 	}
 	if out.Existing && out.WorkerID != spec.WorkerID {
@@ -139,20 +141,30 @@ func lost(err error) bool {
 	return slices.Contains([]string{"agent_unreachable", "stream_lost", "job_lost", "timeout"}, fault.As(err).Code)
 }
 
-// begin mints the spawn key and generation of a worker. running are the processes of its hive: some may not have beaten yet.
-func (q *Queen) begin(slot registry.Slot, spec, recipe contract.WorkerSpawn, running []contract.Process) (key string, generation int64) {
+// begin tells the registry of a worker that is about to be started, and mints its spawn key and generation. running are the
+// processes of its hive: some may not have beaten yet. The id of a worker that runs is refused, unless it is the very same spawn.
+func (q *Queen) begin(slot registry.Slot, spec, recipe contract.WorkerSpawn, automatic bool, running []contract.Process) (key string, generation int64, err error) {
 	s := q.Snapshot()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := q.now()
+	key = spec.SpawnKey
+	taken := q.machine.Taken(spec.WorkerID)
+	if w, ok := s.Worker(spec.WorkerID); ok && key != "" && w.Info.SpawnKey == key {
+		taken = false
+	}
+	for _, p := range running {
+		taken = taken || p.WorkerID == spec.WorkerID && !p.Zombie && (key == "" || p.SpawnKey != key)
+	}
+	if taken {
+		return "", 0, fault.New(fault.Conflict, "worker_exists", "A worker %s runs already; choose another id, or end it first with `apiary worker delete %s`.",
+			spec.WorkerID, spec.WorkerID).WithParam("worker_id")
+	}
 	used := map[string]bool{}
-	generation = max(time.Now().UnixMilli(), q.lastGen+1)
 	for i := range s.Workers {
-		w := &s.Workers[i]
-		if w.Exit == nil && w.Liveness != contract.LivenessLost {
+		if w := &s.Workers[i]; w.Exit == nil && w.Liveness != contract.LivenessLost {
 			used[w.Info.SpawnKey] = true
 		}
-		generation = max(generation, w.Info.Generation+1)
 	}
 	for _, p := range running {
 		used[p.SpawnKey] = used[p.SpawnKey] || !p.Zombie
@@ -166,22 +178,29 @@ func (q *Queen) begin(slot registry.Slot, spec, recipe contract.WorkerSpawn, run
 			used[k] = true
 		}
 	}
-	key = spec.SpawnKey
-	for i := range s.Workers {
-		// A key that somebody names means the worker that runs under it, if one does.
-		if w := &s.Workers[i]; key != "" && w.Info.SpawnKey == key && used[key] {
-			generation = w.Info.Generation
-			break
-		}
-	}
 	for n := 0; key == ""; n++ {
 		if k := spec.Model + "#" + strconv.Itoa(n); !used[k] {
 			key = k
 		}
 	}
+	generation = max(time.Now().UnixMilli(), q.lastGen+1)
+	q.lastGen = generation
+	for i := range s.Workers {
+		w := &s.Workers[i]
+		if w.Info.SpawnKey != key || w.Info.Generation >= maxGeneration {
+			continue // what other workers say of themselves is of no account
+		}
+		if used[key] { // somebody named it, and means the worker that runs under it
+			generation = w.Info.Generation
+			break
+		}
+		generation = max(generation, w.Info.Generation+1)
+	}
 	q.keys[key] = pendingKey{workerID: spec.WorkerID, at: now}
-	q.lastGen, q.slots[spec.Model], q.recipes[slot] = generation, slot, recipe
-	return key, generation
+	q.slots[spec.Model], q.recipes[slot] = slot, recipe
+	q.machine.Step(now, registry.SpawnBegan{Slot: slot, WorkerID: spec.WorkerID, Automatic: automatic})
+	q.stale = true
+	return key, generation, nil
 }
 
 // await waits for the worker to take requests. Its end fails the job at once; so does the passing of its time, which every
@@ -223,8 +242,8 @@ func (r *spawning) await(ctx context.Context, out contract.WorkerSpawned) error 
 		case <-quiet.C:
 		case <-end.C:
 		}
-		q.step(registry.SpawnFailed{WorkerID: out.WorkerID, Reason: "start_timeout", Jitter: jitter()})
 		r.undo(ctx, out.WorkerID, out.Identity)
+		q.step(registry.SpawnFailed{WorkerID: out.WorkerID, Slot: r.slot, Reason: "start_timeout", Jitter: jitter()})
 		return fault.New(fault.Unavailable, "start_timeout", "Worker %s did not become ready: it made no progress for %s and was ended; `apiary worker logs %s` shows what it did.",
 			out.WorkerID, budget.Round(time.Second), out.WorkerID)
 	}

@@ -64,7 +64,7 @@ type Success struct{ WorkerID string }
 type Reachable struct{ WorkerID string }
 
 // SpawnBegan says that a worker is about to be started in a slot. Automatic is false for a person's wish, which forgets earlier
-// failures of the slot.
+// failures of the slot. The id must not be Taken.
 type SpawnBegan struct {
 	Slot      Slot
 	WorkerID  string
@@ -72,9 +72,11 @@ type SpawnBegan struct {
 }
 
 // SpawnFailed says that a begun spawn came to nothing without a process that could report its own end. Reason is a stable
-// code. Nobody tries again by himself. Jitter is from -1 to 1.
+// code. Nobody tries again by himself. A worker that runs under the id, or ended under it, is another one and not touched.
+// Jitter is from -1 to 1.
 type SpawnFailed struct {
 	WorkerID string
+	Slot     Slot
 	Reason   string
 	Jitter   float64
 }

@@ -31,7 +31,6 @@ func (Tick) apply(m *Machine, now time.Duration) []Effect {
 		fx = append(fx, m.judgeHive(now, h)...)
 		if now-h.BeatAt > m.p.Forget {
 			delete(m.hives, id)
-			delete(m.voided, id)
 		}
 	}
 	for _, id := range m.order() {

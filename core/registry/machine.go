@@ -26,9 +26,8 @@ type Machine struct {
 	slots   map[Slot]*account
 	spawns  map[string]spawn // workers that were begun and have not beaten yet
 	// ended holds the runs that have ended, so that a late beat does not bring them back.
-	ended  map[contract.Identity]time.Duration
-	voided map[string]map[string]bool // hive id → boot ids of earlier boots
-	panic  bool
+	ended map[contract.Identity]time.Duration
+	panic bool
 }
 
 type worker struct {
@@ -50,7 +49,7 @@ type hive struct {
 func New(p Params, now time.Duration) *Machine {
 	return &Machine{p: p.withDefaults(), started: now, ticked: now,
 		workers: map[string]*worker{}, hives: map[string]*hive{}, slots: map[Slot]*account{}, spawns: map[string]spawn{},
-		ended: map[contract.Identity]time.Duration{}, voided: map[string]map[string]bool{}}
+		ended: map[contract.Identity]time.Duration{}}
 }
 
 // Step applies an event and returns what it changed, in order.
@@ -59,13 +58,16 @@ func (m *Machine) Step(now time.Duration, ev Event) []Effect { return ev.apply(m
 func (e Beat) apply(m *Machine, now time.Duration) []Effect {
 	info := e.Heartbeat.Worker
 	drop := []Effect{{Kind: EffectDropped, WorkerID: info.ID, HiveID: info.HiveID}}
-	if _, over := m.ended[info.Identity()]; over || m.voided[info.HiveID][info.BootID] {
+	if _, over := m.ended[info.Identity()]; over {
 		return drop
+	}
+	if h := m.hives[info.HiveID]; h != nil && info.BootID != h.Beat.BootID {
+		return drop // of an earlier boot, or of one that the hive itself has not told of yet
 	}
 	w := m.workers[info.ID]
 	if w != nil {
 		newer := info.Incarnation > w.Info.Incarnation ||
-			info.Incarnation == w.Info.Incarnation && e.Heartbeat.Sequence > w.Sequence && w.Exit == nil
+			info.Incarnation == w.Info.Incarnation && e.Heartbeat.Sequence > w.Sequence && w.Exit == nil && sameRun(info, w.Info)
 		if !newer {
 			return drop
 		}
@@ -73,13 +75,6 @@ func (e Beat) apply(m *Machine, now time.Duration) []Effect {
 		return drop
 	}
 	var fx []Effect
-	if h := m.hives[info.HiveID]; h != nil && info.BootID != h.Beat.BootID {
-		// The boot id is one that was never seen. It is the newer one if the worker started after the hive that we know.
-		if info.Incarnation < h.Beat.Incarnation {
-			return drop
-		}
-		fx = m.reboot(now, info.HiveID, info.BootID)
-	}
 	if w == nil || info.Incarnation != w.Info.Incarnation {
 		fx = append(fx, m.appear(now, info)...)
 		w = m.workers[info.ID]
@@ -103,6 +98,11 @@ func (e Beat) apply(m *Machine, now time.Duration) []Effect {
 		}
 	}
 	return fx
+}
+
+// sameRun reports whether two beats of one incarnation describe the same process. What a process is does not change.
+func sameRun(a, b contract.WorkerInfo) bool {
+	return a.Identity() == b.Identity() && a.HiveID == b.HiveID && a.ModelID == b.ModelID
 }
 
 // reach reports whether a worker of that status takes requests.
@@ -167,23 +167,15 @@ func (m *Machine) bury(now time.Duration, id contract.Identity) {
 	m.ended[id] = now
 }
 
-// reboot makes all workers of earlier boots of a hive void: their processes cannot exist any more.
+// reboot makes all workers of other boots of a hive void: their processes cannot exist any more. Only the hive says so, never a
+// worker.
 func (m *Machine) reboot(now time.Duration, hiveID, bootID string) []Effect {
 	fx := []Effect{{Kind: EffectRebooted, HiveID: hiveID}}
-	if m.voided[hiveID] == nil {
-		m.voided[hiveID] = map[string]bool{}
-	}
-	if h := m.hives[hiveID]; h != nil && h.Beat.BootID != bootID {
-		m.voided[hiveID][h.Beat.BootID] = true
-		h.Beat.BootID = bootID
-	}
 	for _, id := range m.order() {
 		if w := m.workers[id]; w.Info.HiveID == hiveID && w.Info.BootID != bootID {
-			m.voided[hiveID][w.Info.BootID] = true
 			fx = append(fx, m.remove(now, id)...)
 		}
 	}
-	delete(m.voided[hiveID], bootID)
 	for id, sp := range m.spawns { // begun before the reboot, most likely; one that was not will beat
 		if sp.slot.HiveID == hiveID {
 			m.giveUp(id)
@@ -195,18 +187,23 @@ func (m *Machine) reboot(now time.Duration, hiveID, bootID string) []Effect {
 func (e HiveBeat) apply(m *Machine, now time.Duration) []Effect {
 	b := e.Beat
 	h := m.hives[b.ID]
-	if m.voided[b.ID][b.BootID] || h != nil && (b.Incarnation < h.Beat.Incarnation ||
-		b.Incarnation == h.Beat.Incarnation && b.Sequence < h.Beat.Sequence) {
-		return []Effect{{Kind: EffectDropped, HiveID: b.ID}}
+	if h != nil {
+		older := b.Incarnation < h.Beat.Incarnation || b.Incarnation == h.Beat.Incarnation && b.Sequence < h.Beat.Sequence
+		// One that was started again with its clock set back is older for as long as it runs. Its former run is silent then.
+		if older && now-h.BeatAt <= m.p.Stale {
+			return []Effect{{Kind: EffectDropped, HiveID: b.ID}}
+		}
 	}
 	var fx []Effect
 	if h == nil {
 		h = &hive{Hive: Hive{Beat: b, BeatAt: now}}
 		m.hives[b.ID] = h
 		for _, id := range m.order() { // workers may have beaten before their hive
-			if w := m.workers[id]; w.Info.HiveID == b.ID && w.Info.BootID != b.BootID && w.Info.Incarnation < b.Incarnation {
-				fx = append(fx, m.reboot(now, b.ID, b.BootID)...)
-				break
+			if w := m.workers[id]; w.Info.HiveID == b.ID && w.Info.BootID != b.BootID {
+				fx = append(fx, m.remove(now, id)...)
+				if a := m.slots[w.slot]; a != nil {
+					a.want = min(a.want, len(a.live)) // nothing here asked for it
+				}
 			}
 		}
 	} else if b.BootID != h.Beat.BootID {

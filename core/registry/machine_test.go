@@ -267,15 +267,90 @@ func TestRebootVoidsOldWorkers(t *testing.T) {
 	if len(w.m.Snapshot(w.now).Workers) != 0 || h.Beat.BootID != "boot-2" {
 		t.Errorf("a packet of the old boot was taken: boot %s", h.Beat.BootID)
 	}
-	// A worker of the new boot may come before its hive is polled.
+	// A worker of the new boot may come before its hive: it waits until the hive itself says so.
 	n := newWorld(t)
 	n.hive("h1", boot)
 	n.beat("w1", contract.StatusReady)
 	i := info("w2", contract.StatusReady)
 	i.BootID, i.Incarnation = "boot-2", 2000
-	n.step(Beat{Heartbeat: contract.Heartbeat{Worker: i, Sequence: 1}})
+	next := func(seq uint64) { n.step(Beat{Heartbeat: contract.Heartbeat{Worker: i, Sequence: seq}}) }
+	next(1)
+	if ids := n.serving(); !slices.Equal(ids, []string{"w1"}) {
+		t.Errorf("before the hive says that it was started again %v serve", ids)
+	}
+	n.step(HiveBeat{Beat: contract.HiveBeat{ID: "h1", BootID: "boot-2", Incarnation: 1900, Sequence: 1}})
+	next(2)
 	if ids := n.serving(); !slices.Equal(ids, []string{"w2"}) {
-		t.Errorf("after the first beat of a new boot %v serve", ids)
+		t.Errorf("after the hive said so %v serve", ids)
+	}
+}
+
+// TestWorkerDoesNotSpeakForItsHive: only a hive says under which boot it runs. A worker's beat with another boot id is of no
+// consequence, however new it claims to be; before the hive is known it stands, and then the hive decides.
+func TestWorkerDoesNotSpeakForItsHive(t *testing.T) {
+	foreign := info("w9", contract.StatusReady)
+	foreign.BootID, foreign.Incarnation, foreign.PID = "boot-x", 1<<62, 99
+	lie := Beat{Heartbeat: contract.Heartbeat{Worker: foreign, Sequence: 1}}
+
+	w := newWorld(t)
+	w.hive("h1", boot)
+	w.beat("w1", contract.StatusReady)
+	if fx := w.step(lie); len(fx) != 1 || fx[0].Kind != EffectDropped {
+		t.Errorf("a foreign boot id had the effects %v", fx)
+	}
+	w.hive("h1", boot)
+	w.beat("w1", contract.StatusReady)
+	if ids := w.serving(); !slices.Equal(ids, []string{"w1"}) || w.count(EffectRebooted) != 0 {
+		t.Errorf("after a beat with a foreign boot id %v serve", ids)
+	}
+
+	n := newWorld(t) // the same before the hive is known
+	n.beat("w1", contract.StatusReady)
+	n.step(lie)
+	if ids := n.serving(); !slices.Equal(ids, []string{"w1", "w9"}) {
+		t.Errorf("before the hive is known %v serve", ids)
+	}
+	n.hive("h1", boot)
+	n.hive("h1", boot)
+	n.beat("w1", contract.StatusReady)
+	if h, _ := n.m.Snapshot(n.now).Hive("h1"); !slices.Equal(n.serving(), []string{"w1"}) || h.Beat.BootID != boot {
+		t.Errorf("after the hive's own beat %v serve under boot %s", n.serving(), h.Beat.BootID)
+	}
+}
+
+// TestRunKeepsItsIdentity: what a run of a worker is does not change while it runs.
+func TestRunKeepsItsIdentity(t *testing.T) {
+	w := newWorld(t)
+	w.beat("w1", contract.StatusReady)
+	for _, change := range []func(*contract.WorkerInfo){
+		func(i *contract.WorkerInfo) { i.PID = 1 }, func(i *contract.WorkerInfo) { i.BootID = "other" },
+		func(i *contract.WorkerInfo) { i.StartTicks++ }, func(i *contract.WorkerInfo) { i.HiveID = "h2" },
+		func(i *contract.WorkerInfo) { i.ModelID = "other" },
+	} {
+		i := info("w1", contract.StatusBusy)
+		change(&i)
+		w.seqs["w1"]++
+		fx := w.step(Beat{Heartbeat: contract.Heartbeat{Worker: i, Sequence: w.seqs["w1"]}})
+		if len(fx) != 1 || fx[0].Kind != EffectDropped || w.worker("w1").Info.Status != contract.StatusReady {
+			t.Errorf("a beat of the same run with another identity had the effects %v", fx)
+		}
+	}
+}
+
+// TestHiveWhoseClockWasSetBack: a hive that was started again under an earlier time is believed when its former run is silent.
+func TestHiveWhoseClockWasSetBack(t *testing.T) {
+	w := newWorld(t)
+	w.hive("h1", boot)
+	back := func(seq uint64) []Effect {
+		return w.step(HiveBeat{Beat: contract.HiveBeat{ID: "h1", BootID: boot, Incarnation: 10, Sequence: seq}})
+	}
+	if fx := back(1); len(fx) != 1 || fx[0].Kind != EffectDropped {
+		t.Errorf("an older run of a hive that beats had the effects %v", fx)
+	}
+	w.pass(10 * time.Second)
+	back(2)
+	if h, _ := w.m.Snapshot(w.now).Hive("h1"); h.Beat.Incarnation != 10 || h.Liveness != contract.LivenessAlive {
+		t.Errorf("the hive is %s with the incarnation %d", h.Liveness, h.Beat.Incarnation)
 	}
 }
 
@@ -445,7 +520,7 @@ func TestSpawnThatFailsWaitsButIsNotRepeated(t *testing.T) {
 	slot := Slot{ModelID: "m", HiveID: "h1", Device: "cpu0"}
 	for range 2 {
 		w.step(SpawnBegan{Slot: slot, WorkerID: "w1", Automatic: true})
-		w.step(SpawnFailed{WorkerID: "w1", Reason: "no_space"})
+		w.step(SpawnFailed{WorkerID: "w1", Slot: slot, Reason: "no_space"})
 	}
 	if v := w.m.Verdict(w.now, slot); v.Wait != 10*time.Second || v.Reason != "no_space" || v.Live {
 		t.Errorf("verdict %+v", v)
@@ -453,6 +528,29 @@ func TestSpawnThatFailsWaitsButIsNotRepeated(t *testing.T) {
 	w.pass(time.Minute)
 	if n := w.count(EffectRespawn); n != 0 {
 		t.Errorf("a refused spawn was repeated %d times", n)
+	}
+}
+
+// TestFailedSpawnLeavesALiveWorker: a spawn that asks for the id of a worker that runs fails, and the worker runs on.
+func TestFailedSpawnLeavesALiveWorker(t *testing.T) {
+	w := newWorld(t)
+	here, there := Slot{ModelID: "m", HiveID: "h1", Device: "cpu0"}, Slot{ModelID: "other", HiveID: "h1", Device: "cpu0"}
+	w.step(SpawnBegan{Slot: here, WorkerID: "w1"})
+	w.beat("w1", contract.StatusReady)
+	w.step(SpawnBegan{Slot: there, WorkerID: "w1"})
+	if fx := w.step(SpawnFailed{WorkerID: "w1", Slot: there, Reason: "worker_exists"}); len(fx) != 0 {
+		t.Errorf("a spawn that failed had the effects %v", fx)
+	}
+	w.beat("w1", contract.StatusReady)
+	if ids := w.serving(); !slices.Equal(ids, []string{"w1"}) {
+		t.Errorf("after a failed spawn under the same id %v serve", ids)
+	}
+	if a, b := w.m.Verdict(w.now, here), w.m.Verdict(w.now, there); a.Reason != "" || !a.Live || b.Live {
+		t.Errorf("verdicts %+v and %+v", a, b)
+	}
+	w.pass(time.Minute, "w1")
+	if n := w.count(EffectRespawn); n != 0 {
+		t.Errorf("%d workers were asked for", n)
 	}
 }
 

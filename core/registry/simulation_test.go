@@ -265,7 +265,7 @@ func (s *sim) act() {
 	case n == 13:
 		s.step(Reachable{WorkerID: p.id})
 	case n == 14 && p.status == contract.StatusStarting:
-		s.end(p, SpawnFailed{WorkerID: p.id, Reason: "start_timeout", Jitter: s.jitter()})
+		s.end(p, SpawnFailed{WorkerID: p.id, Slot: Slot{ModelID: "m", HiveID: p.hive, Device: "cpu0"}, Reason: "start_timeout", Jitter: s.jitter()})
 	}
 }
 

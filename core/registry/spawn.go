@@ -108,8 +108,19 @@ func (m *Machine) settle(slot Slot, id string) {
 	}
 }
 
+// Taken reports whether a worker of the id runs, or was begun and has not beaten yet.
+func (m *Machine) Taken(id string) bool {
+	w := m.workers[id]
+	_, begun := m.spawns[id]
+	return begun || w != nil && w.Exit == nil
+}
+
 func (e SpawnBegan) apply(m *Machine, now time.Duration) []Effect {
 	a := m.account(e.Slot)
+	if m.Taken(e.WorkerID) {
+		a.asked = false
+		return nil
+	}
 	if !e.Automatic {
 		a.failures, a.nextAt, a.loopEnds, a.crashes, a.ooms, a.noFit = 0, 0, 0, nil, 0, false
 		a.reason, a.last = "", nil
@@ -142,22 +153,18 @@ func (e SpawnIs) apply(m *Machine, now time.Duration) []Effect {
 }
 
 func (e SpawnFailed) apply(m *Machine, now time.Duration) []Effect {
-	sp, ok := m.spawns[e.WorkerID]
-	slot := sp.slot
-	w := m.workers[e.WorkerID]
-	if !ok && w != nil {
-		slot, ok = w.slot, true
-	}
-	if !ok || w != nil && w.Exit != nil { // its end was reported and counted
+	if m.workers[e.WorkerID] != nil {
 		return nil
 	}
-	delete(m.spawns, e.WorkerID)
-	a := m.account(slot)
-	delete(a.live, e.WorkerID)
+	a := m.account(e.Slot)
+	if sp, ok := m.spawns[e.WorkerID]; ok && sp.slot == e.Slot {
+		delete(m.spawns, e.WorkerID)
+		delete(a.live, e.WorkerID)
+	}
 	a.want = min(a.want, len(a.live))
 	a.reason, a.last = e.Reason, nil
 	m.delay(now, a, e.Jitter)
-	return m.remove(now, e.WorkerID)
+	return nil
 }
 
 func (e Release) apply(m *Machine, _ time.Duration) []Effect {
