@@ -118,6 +118,10 @@ func (l *link) poll(ctx context.Context) error {
 	if beat.ID != id {
 		return fmt.Errorf("the hive at %s calls itself %q and %q", l.base, id, beat.ID)
 	}
+	if err := checkHiveBeat(beat); err != nil {
+		l.q.o.Metrics.Beat("hive", "refused")
+		return err
+	}
 	l.q.o.Metrics.Beat("hive", "accepted")
 	l.q.step(registry.HiveBeat{Beat: beat})
 	l.mu.Lock()

@@ -213,8 +213,8 @@ func TestBeatsAndReportsNeedTheirSecret(t *testing.T) {
 	h := newFakeHive(t, "h1")
 	a := startQueen(t, Options{}, h)
 	a.until("ready", a.settled)
-	beat := contract.Heartbeat{Sequence: 1, Worker: contract.WorkerInfo{ID: "w1", ModelID: "m", Device: "cpu0", Port: 1, Address: "a", Status: contract.StatusReady, HiveID: "h2", ContractVersion: 1,
-		Implementation: "x", PID: 2, BootID: "b", APIs: []string{"infer"}, Capabilities: []string{}}}
+	beat := contract.Heartbeat{Sequence: 1, Worker: contract.WorkerInfo{ID: "w1", ModelID: "m", Device: "cpu0", Port: 1, Address: "127.0.0.1", Status: contract.StatusReady, HiveID: "h2", ContractVersion: 1,
+		Implementation: "x", Incarnation: 1, PID: 2, BootID: "b", StartTicks: 1, APIs: []string{"infer"}, Capabilities: []string{}}}
 	own := secret.ForWorker(clusterKey, "w1")
 	exit := contract.WorkerExit{WorkerID: "w1", Identity: beat.Worker.Identity(), LogTail: []string{}}
 	huge := beat

@@ -1,12 +1,8 @@
 package queen
 
 import (
-	"io"
 	"net/http"
-	"regexp"
 	"time"
-
-	"encoding/json"
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
@@ -66,38 +62,6 @@ func (q *Queen) readyz(w http.ResponseWriter, r *http.Request) {
 func (q *Queen) cluster(w http.ResponseWriter, _ *http.Request) {
 	s := q.Snapshot()
 	httpd.WriteJSON(w, http.StatusOK, contract.ClusterView{NodeID: q.o.NodeID, Hives: q.hiveViews(s, false), Workers: q.workerViews(s)})
-}
-
-var workerID = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
-
-// heartbeat takes a worker's beat, which carries the worker's own secret. The first one is the worker's registration.
-func (q *Queen) heartbeat(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(contract.MaxWorkerBeat)))
-	if err != nil {
-		httpd.WriteError(w, r, httpd.BodyError(err))
-		return
-	}
-	var beat contract.Heartbeat
-	if err := json.Unmarshal(body, &beat); err != nil {
-		q.o.Metrics.Beat("worker", "refused")
-		httpd.WriteError(w, r, fault.New(fault.Invalid, "invalid_json", "The body is not a heartbeat."))
-		return
-	}
-	info := beat.Worker
-	if !workerID.MatchString(info.ID) || !secret.ForWorker(q.o.ClusterKey, info.ID).Equal(httpd.Bearer(r)) {
-		q.o.Metrics.Beat("worker", "refused")
-		httpd.WriteError(w, r, unauthorized("The beat does not carry the secret of the worker it speaks for."))
-		return
-	}
-	if info.ModelID == "" || info.Port < 1 || info.Port > 65535 || info.Address == "" {
-		q.o.Metrics.Beat("worker", "refused")
-		httpd.WriteError(w, r, fault.New(fault.Invalid, "invalid_beat", "A heartbeat needs the worker's model_id, address and port."))
-		return
-	}
-	q.step(registry.Beat{Heartbeat: beat})
-	now, _ := q.Snapshot().Worker(info.ID)
-	q.o.Metrics.Beat("worker", "accepted")
-	httpd.WriteJSON(w, http.StatusOK, contract.HeartbeatReply{Queens: []string{q.o.URL}, IntervalMS: int(q.o.Interval.Milliseconds()), Draining: now.Draining})
 }
 
 // workerExit takes a hive's report that a worker's process ended. It carries the hive's secret.

@@ -33,6 +33,7 @@ type Machine struct {
 type worker struct {
 	Worker
 	slot      Slot
+	begun     bool // started by this queen
 	ejections int
 	refused   bool          // ejected by a refused dial, so that a probe can end it
 	ejectedAt time.Duration // start of the last ejection
@@ -93,7 +94,7 @@ func (e Beat) apply(m *Machine, now time.Duration) []Effect {
 	}
 	if a := m.slots[w.slot]; a != nil {
 		a.live[info.ID] = true
-		if reach(info.Status) {
+		if reach(info.Status) && w.begun {
 			m.settle(w.slot, info.ID)
 		}
 	}
@@ -112,21 +113,23 @@ func reach(s contract.WorkerStatus) bool {
 
 // appear makes the entry of a run of a worker that beats for the first time.
 func (m *Machine) appear(now time.Duration, info contract.WorkerInfo) []Effect {
-	if old := m.workers[info.ID]; old != nil {
-		m.forgetRun(now, old)
-	}
 	w := &worker{Worker: Worker{Liveness: contract.LivenessAlive}}
 	w.Info.ID = info.ID
 	sp, begun := m.spawns[info.ID]
-	slot := sp.slot
-	if !begun {
-		slot = Slot{ModelID: info.ModelID, HiveID: info.HiveID, Device: info.Device}
+	w.slot, w.begun = sp.slot, begun
+	if !begun && info.HiveID != "" { // a worker that somebody started by hand belongs to no hive and is not restarted
+		w.slot = Slot{ModelID: info.ModelID, HiveID: info.HiveID, Device: info.Device}
+	}
+	if old := m.workers[info.ID]; old != nil {
+		m.forgetRun(now, old)
+		if !begun && old.slot != (Slot{}) { // what it was started for is not for it to say anew
+			w.slot, w.begun = old.slot, old.begun
+		}
 	}
 	delete(m.spawns, info.ID)
 	m.workers[info.ID], m.ids = w, nil
-	if info.HiveID != "" { // a worker that somebody started by hand belongs to no hive and is not restarted
-		w.slot = slot
-		m.adopt(slot, info.ID, begun)
+	if w.slot != (Slot{}) {
+		m.adopt(w.slot, info.ID, w.begun)
 	}
 	return []Effect{{Kind: EffectWorker, WorkerID: info.ID, HiveID: info.HiveID, Reason: "appeared"}}
 }
