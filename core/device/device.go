@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/fault"
 )
 
 // Sources of a device.
@@ -37,7 +38,7 @@ func List(ctx context.Context) ([]contract.Device, error) {
 
 // Merge joins the list of the system with the lists of the installed engines. An engine is the authority on accelerators: once
 // one lists any, those that no engine lists are gone, because nothing could run there. Before that the system's are
-// shown. The processor is the system's. Free memory of a device that both list is the system's, which is newer.
+// shown. The processor is described by the system; once an engine lists one it is the engine's. Free memory of a device that both list is the system's, which is newer.
 func Merge(system, engine []contract.Device) []contract.Device {
 	bySystem := map[string]contract.Device{}
 	for _, d := range system {
@@ -45,8 +46,10 @@ func Merge(system, engine []contract.Device) []contract.Device {
 	}
 	out := []contract.Device{}
 	seen := map[string]bool{}
+	processor := false
 	for _, d := range engine {
 		if d.Kind == "cpu" || seen[d.ID] {
+			processor = processor || d.Kind == "cpu"
 			continue
 		}
 		seen[d.ID] = true
@@ -63,6 +66,9 @@ func Merge(system, engine []contract.Device) []contract.Device {
 	}
 	for _, d := range system {
 		if d.Kind == "cpu" || len(seen) == 0 {
+			if d.Kind == "cpu" && processor {
+				d.Source = sourceEngine
+			}
 			out = append(out, d)
 		}
 	}
@@ -114,3 +120,32 @@ func usableCores() int {
 // Memory returns the memory of the machine, or of the control group where that is less, and what of it is available to a new
 // process. It is cheap.
 func Memory() (total, free contract.Bytes, err error) { return memory() }
+
+// Runs returns the devices on which an engine with this list runs models: its own and the processor. An engine without a list
+// has said nothing, so all of the system count.
+func Runs(system, engine []contract.Device) []contract.Device {
+	if len(engine) == 0 {
+		return system
+	}
+	return slices.DeleteFunc(Merge(system, engine), func(d contract.Device) bool { return d.Kind != "cpu" && d.Source != sourceEngine })
+}
+
+// Check refuses devices that are not in have, which is what the machine of that name has. With open, a driver that only an
+// engine can find may still come, but no processor and no CUDA device. The error is a fault.NotFound that names those there are.
+func Check(machine string, have []contract.Device, want []string, open bool) error {
+	for _, id := range want {
+		known := slices.ContainsFunc(have, func(d contract.Device) bool { return d.ID == id })
+		if known || open && !strings.HasPrefix(id, "cpu") && !strings.HasPrefix(id, "cuda") {
+			continue
+		}
+		names := make([]string, 0, len(have))
+		for _, d := range have {
+			names = append(names, d.ID)
+		}
+		last := max(0, len(names)-1)
+		list := strings.Join(append([]string{strings.Join(names[:last], ", ")}, names[last:]...), " and ")
+		return fault.New(fault.NotFound, "device_not_found", "There is no device %.64q on %s: it has %s; `apiary device list` shows them.",
+			id, machine, strings.TrimPrefix(list, " and ")).WithParam("devices")
+	}
+	return nil
+}

@@ -49,7 +49,7 @@ func TestMerge(t *testing.T) {
 	cuda := device("cuda0", "cuda", "GPU", "570", "system", 200, 150)
 	for name, tc := range map[string]struct{ system, engine, want []contract.Device }{
 		"no engine":               {[]contract.Device{cuda, cpu}, nil, []contract.Device{cpu, cuda}},
-		"an engine without a GPU": {[]contract.Device{cpu, cuda}, []contract.Device{device("cpu0", "cpu", "other", "", "engine", 1, 1)}, []contract.Device{cpu, cuda}},
+		"an engine without a GPU": {[]contract.Device{cpu, cuda}, []contract.Device{device("cpu0", "cpu", "other", "", "engine", 1, 1)}, []contract.Device{device("cpu0", "cpu", "CPU", "", "engine", 100, 50), cuda}},
 		"the engine knows another GPU": {[]contract.Device{cpu, cuda}, []contract.Device{device("vulkan0", "vulkan", "V", "", "engine", 9, 8)},
 			[]contract.Device{cpu, device("vulkan0", "vulkan", "V", "", "engine", 9, 8)}},
 		"both know it": {[]contract.Device{cpu, cuda}, []contract.Device{device("cuda0", "cuda", "", "", "", 190, 10)},

@@ -207,6 +207,19 @@ func serve(t *testing.T, change ...func(*Options)) *api {
 	return a
 }
 
+// having gives the machine these devices.
+func having(ids ...string) func(*Options) {
+	return func(o *Options) {
+		o.Devices = func(context.Context) ([]contract.Device, error) {
+			var list []contract.Device
+			for _, id := range ids {
+				list = append(list, contract.Device{ID: id, Kind: strings.TrimRight(id, "0123456789"), Name: id, Source: "system"})
+			}
+			return list, nil
+		}
+	}
+}
+
 func killAll(t *testing.T, node string) {
 	t.Helper()
 	left, err := process.Scan(node)

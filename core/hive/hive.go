@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/device"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/httpd"
 	"github.com/apiary-dev/apiary/core/job"
@@ -61,6 +62,7 @@ type Options struct {
 	// ReserveMemory stays free: a model that would not leave it is not started on a processor.
 	ReserveMemory contract.Bytes
 	Metrics       *metrics.Metrics
+	Devices       func(context.Context) ([]contract.Device, error)                  // of the machine; nil: device.List
 	Dial          func(ctx context.Context, network, addr string) (net.Conn, error) // towards queens; nil: a plain dialer
 	Log           *slog.Logger
 }
@@ -111,13 +113,16 @@ func New(o Options) (*Hive, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.Devices == nil {
+		o.Devices = device.List
+	}
 	host := u.Hostname()
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
 	h := &Hive{
 		opts: o, log: o.Log, host: host, boot: boot, incarnation: time.Now().UnixNano(),
-		devices: devices{turn: make(chan struct{}, 1)}, patterns: newPatterns(),
+		devices: devices{look: o.Devices, turn: make(chan struct{}, 1)}, patterns: newPatterns(),
 		jobs: job.New(job.Options{NodeID: o.NodeID, Log: o.Log, Ended: func(j contract.Job) {
 			o.Metrics.Job(j.Operation, string(j.State))
 		}}),

@@ -91,6 +91,11 @@ func TestBeatAndInventory(t *testing.T) {
 	if ids := []string{inv.Devices[0].ID, inv.Devices[1].ID}; !slices.Equal(ids, []string{"cpu0", "vulkan0"}) {
 		t.Errorf("devices %v: the engine is the authority on accelerators", ids)
 	}
+	for _, list := range [][]contract.Device{inv.Devices, must[[]contract.Device](t)(do[[]contract.Device](a, operation(contract.OpDeviceList), ""))} {
+		if len(list) != 2 || list[0].Source != "engine" || list[1].Source != "engine" {
+			t.Errorf("right after the engine was installed the devices are %+v", list)
+		}
+	}
 	inv.Devices[0].MemoryFree++
 	if d, err := digest(inv); err != nil || d == "" {
 		t.Fatal(err)

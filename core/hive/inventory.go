@@ -20,6 +20,7 @@ const deviceEvery = 30 * time.Second
 
 // devices keeps the system's device list.
 type devices struct {
+	look func(context.Context) ([]contract.Device, error)
 	turn chan struct{} // holds one token while nobody makes the list
 
 	mu   sync.Mutex // mu guards the fields below
@@ -38,7 +39,7 @@ func (d *devices) newest(ctx context.Context, age time.Duration) ([]contract.Dev
 	if list, at := d.known(); list != nil && time.Since(at) < age {
 		return list, nil
 	}
-	list, err := device.List(ctx)
+	list, err := d.look(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -130,7 +130,7 @@ func TestUnkillable(t *testing.T) {
 			}
 			return syscall.Kill(-pid, sig)
 		}}
-	})
+	}, having("cpu0", "cuda0"))
 	s := a.spawn(recorderSpawn("w-1"))
 	if _, err := a.delete(s.Identity); fault.KindOf(err) != fault.Unavailable || err.Code != process.CodeUnkillable {
 		t.Fatalf("error %v", err)

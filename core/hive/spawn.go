@@ -51,12 +51,18 @@ func (h *Hive) spawn(ctx context.Context, n *job.Narrator, spec contract.WorkerS
 	if found, err := h.existing(spec); err != nil || found != nil {
 		return narrateExisting(n, found), err
 	}
+	if err := h.checkDevices(ctx, spec); err != nil {
+		return none, err
+	}
 	modelPath, err := h.modelPath(ctx, n, spec)
 	if err != nil {
 		return none, err
 	}
 	engineDir, err := h.engineDir(ctx, n, spec)
 	if err != nil {
+		return none, err
+	}
+	if err := h.checkDevices(ctx, spec); err != nil { // the engine may have come just now
 		return none, err
 	}
 	path, prefix, err := launch(ctx, spec, engineDir)
@@ -153,6 +159,9 @@ func (h *Hive) modelPath(ctx context.Context, n *job.Narrator, spec contract.Wor
 		}
 		return "", nil
 	}
+	if spec.Worker.Adapter == "echo" {
+		return "", invalid("model", "The worker %q serves only models of its own, such as echo:hello; %s needs another worker.", spec.Worker.Name, cut(spec.Model, 200))
+	}
 	m, err := h.opts.Artifacts.Model(spec.Model)
 	if fault.KindOf(err) == fault.NotFound {
 		n.Info("download", "The model %s is not on this hive yet and is fetched.", spec.Model)
@@ -165,6 +174,22 @@ func (h *Hive) modelPath(ctx context.Context, n *job.Narrator, spec contract.Wor
 		return "", err
 	}
 	return h.opts.Artifacts.ModelPath(ctx, m)
+}
+
+// checkDevices refuses devices that are not there. The engine that is to run there is the authority once it is installed; before
+// that, a driver that the system does not show may yet be found by it.
+func (h *Hive) checkDevices(ctx context.Context, spec contract.WorkerSpawn) error {
+	system, err := h.devices.newest(ctx, deviceEvery)
+	if err != nil {
+		return err
+	}
+	have, open := system, spec.Worker.Source != ""
+	if open {
+		if e, err := h.opts.Artifacts.Engine(spec.Worker.Source); err == nil {
+			have, open = device.Runs(system, e.Devices), false
+		}
+	}
+	return device.Check(h.opts.Name, have, spec.Devices, open)
 }
 
 // checkMemory refuses a model whose files alone exceed what a processor's memory has left. On a GPU the engine decides.

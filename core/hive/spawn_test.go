@@ -121,7 +121,7 @@ func TestArguments(t *testing.T) {
 	t.Setenv("APIARY_SECRET", "canary-env")
 	t.Setenv("LANG", "C.UTF-8")
 	t.Setenv("CUDA_VISIBLE_DEVICES", "1")
-	a := serve(t, func(o *Options) { o.QueenURLs = []string{"http://127.0.0.1:1"} })
+	a := serve(t, func(o *Options) { o.QueenURLs = []string{"http://127.0.0.1:1"} }, having("cpu0", "cpu1"))
 	node := a.hive.opts.NodeID
 	spec := recorderSpawn("w-1", "--text", "$(id)", "--more=;id", "--file", "@file", "--env", "LD_PRELOAD=x", "--flag")
 	spec.Env = map[string]string{"GGML_LOG": "a b", "LD_LIBRARY_PATH": "/usr/local/cuda/lib64"}
@@ -342,5 +342,44 @@ func TestCancelledSpawnLeavesNoProcess(t *testing.T) {
 	}
 	if l := a.list(); len(l) != 0 {
 		t.Errorf("the worker of a cancelled spawn runs: %+v", l)
+	}
+}
+
+// TestDeviceThatDoesNotExist: before anything is fetched or started, a spawn hears which devices there are.
+func TestDeviceThatDoesNotExist(t *testing.T) {
+	t.Parallel()
+	a := serve(t, having("cpu0", "cuda0"))
+	refused := func(device, source, has string) {
+		t.Helper()
+		spec := recorderSpawn("w-1")
+		spec.Devices, spec.Worker.Source = []string{"cpu0", device}, source
+		_, err := do[contract.WorkerSpawned](a, spec, "")
+		if fault.KindOf(err) != fault.NotFound || err.Code != "device_not_found" || !strings.Contains(err.Message, device) || !strings.Contains(err.Message, "it has "+has+";") {
+			t.Errorf("%s: %v", device, err)
+		}
+	}
+	refused("cpu99", "", "cpu0 and cuda0")
+	refused("cuda1", "npm:x@1", "cpu0 and cuda0")
+	if m, _ := a.hive.opts.Artifacts.Models(); len(m) != 0 {
+		t.Error("a model was fetched for a device that does not exist")
+	}
+	// What only an engine can see is known when it is installed; then it is the authority.
+	spec := recorderSpawn("w-2")
+	spec.Devices, spec.Worker.Source = []string{"vulkan0"}, "npm:x@1"
+	a.spawn(spec)
+	refused("cuda0", "npm:x@1", "cpu0 and vulkan0")
+	refused("vulkan1", "npm:x@1", "cpu0 and vulkan0")
+}
+
+func TestModelAndAdapterMustFit(t *testing.T) {
+	t.Parallel()
+	a := serve(t)
+	spec := echoSpawn("w-1")
+	spec.Model = "builtin:stories260k@0123456789ab"
+	if _, err := do[contract.WorkerSpawned](a, spec, ""); fault.KindOf(err) != fault.Invalid || !strings.Contains(err.Message, "echo:") {
+		t.Errorf("a real model in an echo worker: %v", err)
+	}
+	if m, _ := a.hive.opts.Artifacts.Models(); len(m) != 0 {
+		t.Error("a model was fetched for a worker that cannot serve it")
 	}
 }

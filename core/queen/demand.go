@@ -411,7 +411,11 @@ func pastFault(name string, slot registry.Slot, v registry.Verdict) error {
 	case contract.ConditionOOM:
 		e = fault.New(fault.Unavailable, "oom", "The worker for the model %s was killed because memory ran out on %s (%s); choose a smaller model or a shorter context.", quoted(name), slot.Device, how)
 	case contract.ConditionStartFailed:
-		e = fault.New(fault.Unavailable, "start_failed", "The worker for the model %s ended while it loaded the model (%s); `apiary worker logs` shows its last lines.", quoted(name), how)
+		more := "the agent's log says why"
+		if v.Exit != nil {
+			more = "`apiary worker logs " + v.Exit.WorkerID + "` shows its last lines"
+		}
+		e = fault.New(fault.Unavailable, "start_failed", "The worker for the model %s ended while it loaded the model (%s); %s.", quoted(name), how, more)
 	default:
 		e = fault.New(fault.Unavailable, "worker_"+orElse(v.Reason, "lost"), "The last worker for the model %s ended (%s) and is started again soon.", quoted(name), how)
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/device"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/registry"
 )
@@ -23,14 +24,23 @@ func (r *spawning) choose(ctx context.Context) error {
 	if err != nil && fault.KindOf(err) != fault.NotFound {
 		return err
 	}
-	if len(t.ModelIDs) == 0 {
-		ref := orElse(q.dir.Load().sources[asked], asked)
-		if r.automatic {
+	ref, missing := asked, len(t.ModelIDs) == 0
+	if missing {
+		ref = orElse(q.dir.Load().sources[asked], asked)
+		if r.automatic || strings.HasPrefix(ref, echoScheme) || !strings.Contains(ref, ":") {
 			return notFound(asked)
 		}
-		if strings.HasPrefix(ref, echoScheme) || !strings.Contains(ref, ":") {
-			return notFound(asked)
-		}
+	} else {
+		ref = t.ModelIDs[0]
+	}
+	// What cannot be is refused before anything is fetched for it.
+	if r.kind, err = r.chooseKind(ref); err != nil {
+		return err
+	}
+	if err := r.checkDevices(ref); err != nil {
+		return err
+	}
+	if missing {
 		r.n.Info("fetch", "the model %s is not in the catalog and is fetched first", ref)
 		m, err := q.download(ctx, contract.ArtifactRef{Reference: ref, HiveID: r.spec.HiveID}, r.n.Forward)
 		if err != nil {
@@ -39,9 +49,6 @@ func (r *spawning) choose(ctx context.Context) error {
 		t.ModelIDs = []string{m.ID}
 	}
 	id := t.ModelIDs[0]
-	if r.kind, err = r.chooseKind(id); err != nil {
-		return err
-	}
 	r.spec.Model, r.spec.Worker = id, r.kind
 	if id != asked {
 		r.n.Info("resolve", "%s is %s", asked, id)
@@ -49,15 +56,16 @@ func (r *spawning) choose(ctx context.Context) error {
 	return r.chooseHive(id)
 }
 
+// chooseKind returns the kind of worker that was asked for, or the first one that serves the model.
 func (r *spawning) chooseKind(modelID string) (contract.WorkerKind, error) {
 	if want := r.spec.Worker; want.Name != "" {
 		for _, k := range r.q.o.Workers {
 			if k.Name == want.Name {
-				return k, nil
+				return k, fits(k, modelID)
 			}
 		}
 		if want.Adapter != "" {
-			return want, nil
+			return want, fits(want, modelID)
 		}
 		return want, fault.New(fault.NotFound, "worker_kind_not_found", "The configuration has no worker block %s.", quoted(want.Name)).WithParam("worker")
 	}
@@ -72,6 +80,49 @@ func (r *spawning) chooseKind(modelID string) (contract.WorkerKind, error) {
 		}
 	}
 	return contract.WorkerKind{}, fault.New(fault.Unavailable, "no_worker_kind", "The configuration has no worker block that can serve %s; add one.", quoted(modelID))
+}
+
+// fits refuses a model that a kind of worker cannot serve.
+func fits(k contract.WorkerKind, modelID string) error {
+	switch echo := strings.HasPrefix(modelID, echoScheme); {
+	case k.Adapter == "echo" && !echo:
+		return fault.New(fault.Invalid, "model_and_worker", "The model %s cannot be served by the worker %s, which only repeats what it is sent under names such as echo:hello; leave out the worker, or name another one.",
+			quoted(modelID), quoted(k.Name)).WithParam("worker")
+	case k.Adapter != "echo" && echo:
+		return fault.New(fault.Invalid, "model_and_worker", "The model %s exists in echo workers only and cannot be served by the worker %s; leave out the worker, or name one with the adapter echo.",
+			quoted(modelID), quoted(k.Name)).WithParam("worker")
+	}
+	return nil
+}
+
+// checkDevices refuses devices that none of the hives has on which the worker may come to run. The hive looks again.
+func (r *spawning) checkDevices(modelID string) error {
+	want := r.spec.Devices
+	if len(want) == 0 {
+		want = r.q.o.Defaults[r.kind.Name].Devices
+	}
+	if len(want) == 0 {
+		return nil
+	}
+	var holders []string
+	if e := r.q.dir.Load().model(modelID); e != nil {
+		holders = e.hives
+	}
+	var refused error
+	for _, h := range r.q.Snapshot().Hives {
+		id := r.spec.HiveID
+		if h.Inventory == nil || id != "" && id != h.Beat.ID && id != h.Beat.Name || id == "" && len(holders) > 0 && !slices.Contains(holders, h.Beat.ID) {
+			continue
+		}
+		have, open := h.Inventory.Devices, r.kind.Source != ""
+		if e := engineOn(h, r.kind.Source); e != nil {
+			have, open = device.Runs(have, e.Devices), false
+		}
+		if refused = device.Check(h.Beat.Name, have, want, open); refused == nil {
+			return nil
+		}
+	}
+	return refused
 }
 
 // chooseHive takes the hive that was asked for, or one that holds the model.
@@ -119,14 +170,16 @@ func (r *spawning) installEngine(ctx context.Context) error {
 }
 
 // engine returns the newest entry of the hive's worker catalog that serves the worker kind's source.
-func (r *spawning) engine() *contract.Engine {
-	if r.hive.Inventory == nil {
+func (r *spawning) engine() *contract.Engine { return engineOn(r.hive, r.kind.Source) }
+
+func engineOn(h registry.Hive, source string) *contract.Engine {
+	if h.Inventory == nil || source == "" {
 		return nil
 	}
 	var found *contract.Engine
-	for i := range r.hive.Inventory.Engines {
-		e := &r.hive.Inventory.Engines[i]
-		if (e.ID == r.kind.Source || slices.Contains(e.References, r.kind.Source)) && (found == nil || e.AddedAt.After(found.AddedAt)) {
+	for i := range h.Inventory.Engines {
+		e := &h.Inventory.Engines[i]
+		if engineIs(source)(*e) && (found == nil || e.AddedAt.After(found.AddedAt)) {
 			found = e
 		}
 	}

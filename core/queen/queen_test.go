@@ -187,6 +187,55 @@ func TestSpawnUnderATakenID(t *testing.T) {
 	}
 }
 
+// TestSpawnThatCannotBe: what does not fit together is refused before anything is fetched, in a sentence that says what would.
+func TestSpawnThatCannotBe(t *testing.T) {
+	h := newFakeHive(t, "h1")
+	a := startQueen(t, Options{Defaults: map[string]contract.WorkerSpawn{"echo": {}}}, h)
+	a.until("ready", a.settled)
+	for _, c := range []struct {
+		op   contract.WorkerSpawn
+		kind fault.Kind
+		code string
+		text []string
+	}{
+		{contract.WorkerSpawn{Model: modelRef, Devices: []string{"cpu99"}}, fault.NotFound, "device_not_found", []string{`"cpu99"`, "has cpu0;"}},
+		{contract.WorkerSpawn{Model: modelRef, Devices: []string{"cpu0", "cuda0"}}, fault.NotFound, "device_not_found", []string{`"cuda0"`, "has cpu0;"}},
+		{contract.WorkerSpawn{Model: "echo:a", Devices: []string{"cuda0"}, HiveID: "h1"}, fault.NotFound, "device_not_found", []string{`"cuda0"`}},
+		{contract.WorkerSpawn{Model: modelRef, Worker: contract.WorkerKind{Name: "echo"}}, fault.Invalid, "model_and_worker", []string{"builtin:stories260k", `"echo"`, "echo:"}},
+		{contract.WorkerSpawn{Model: "echo:a", Worker: contract.WorkerKind{Name: "llama"}}, fault.Invalid, "model_and_worker", []string{"echo:a", `"llama"`}},
+	} {
+		c.op.Operation = contract.OpWorkerSpawn
+		got := a.run(c.op)
+		if got.err == nil || got.err.Kind != c.kind || got.err.Code != c.code {
+			t.Errorf("%+v: %+v", c.op, got.err)
+			continue
+		}
+		for _, want := range c.text {
+			if !strings.Contains(got.err.Message, want) {
+				t.Errorf("%+v: %q is not in %q", c.op, want, got.err.Message)
+			}
+		}
+	}
+	if h.did(contract.OpModelDownload)+h.did(contract.OpWorkerInstall)+h.did(contract.OpWorkerSpawn) != 0 {
+		t.Error("something was fetched or started for a spawn that cannot be")
+	}
+}
+
+// TestFailedManualSpawnIsNotRepeated: a person hears why, and where to read more.
+func TestFailedManualSpawnIsNotRepeated(t *testing.T) {
+	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+	h.behave = func(w *fakeWorker) { w.loadFor, w.exitCode = 10*time.Millisecond, 3 }
+	a := startQueen(t, Options{}, h)
+	got := a.run(spawnOp(modelRef))
+	if id := h.spawned()[0].WorkerID; got.err == nil || got.err.Code != "start_failed" || !strings.Contains(got.err.Message, "apiary worker logs "+id) {
+		t.Errorf("%+v", got.err)
+	}
+	time.Sleep(300 * time.Millisecond) // several of the waits
+	if n := len(h.spawned()); n != 1 {
+		t.Errorf("%d spawns", n)
+	}
+}
+
 func TestRefusedBodies(t *testing.T) {
 	a := startQueen(t, Options{})
 	for body, code := range map[string]string{

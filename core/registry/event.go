@@ -64,7 +64,7 @@ type Success struct{ WorkerID string }
 type Reachable struct{ WorkerID string }
 
 // SpawnBegan says that a worker is about to be started in a slot. Automatic is false for a person's wish, which forgets earlier
-// failures of the slot. The id must not be Taken.
+// failures of the slot, and is not repeated when it fails before the worker takes requests. The id must not be Taken.
 type SpawnBegan struct {
 	Slot      Slot
 	WorkerID  string

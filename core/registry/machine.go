@@ -34,6 +34,7 @@ type worker struct {
 	Worker
 	slot      Slot
 	begun     bool // started by this queen
+	manual    bool // … because a person asked for it
 	ejections int
 	refused   bool          // ejected by a refused dial, so that a probe can end it
 	ejectedAt time.Duration // start of the last ejection
@@ -116,7 +117,7 @@ func (m *Machine) appear(now time.Duration, info contract.WorkerInfo) []Effect {
 	w := &worker{Worker: Worker{Liveness: contract.LivenessAlive}}
 	w.Info.ID = info.ID
 	sp, begun := m.spawns[info.ID]
-	w.slot, w.begun = sp.slot, begun
+	w.slot, w.begun, w.manual = sp.slot, begun, sp.manual
 	if !begun && info.HiveID != "" { // a worker that somebody started by hand belongs to no hive and is not restarted
 		w.slot = Slot{ModelID: info.ModelID, HiveID: info.HiveID, Device: info.Device}
 	}

@@ -515,6 +515,34 @@ func TestDeletedWhileARestartIsDue(t *testing.T) {
 	}
 }
 
+// TestFailedManualSpawnIsNotRepeated: a worker that a person started and that never took requests is not started again by itself.
+// Once it did, it is.
+func TestFailedManualSpawnIsNotRepeated(t *testing.T) {
+	slot := Slot{ModelID: "m", HiveID: "h1", Device: "cpu0"}
+	for _, beats := range []bool{false, true} {
+		w := newWorld(t)
+		w.step(SpawnBegan{Slot: slot, WorkerID: "w1"})
+		if beats {
+			w.beat("w1", contract.StatusStarting)
+		}
+		w.exit("w1", 3, false)
+		w.pass(time.Minute)
+		if n := w.count(EffectRespawn); n != 0 {
+			t.Errorf("beats %v: a person's spawn that failed was repeated %d times", beats, n)
+		}
+		if v := w.m.Verdict(w.now, slot); v.Reason != contract.ConditionStartFailed || v.Exit == nil || v.Live {
+			t.Errorf("beats %v: verdict %+v", beats, v)
+		}
+	}
+	w := newWorld(t)
+	w.step(SpawnBegan{Slot: slot, WorkerID: "w1"})
+	w.beat("w1", contract.StatusReady)
+	w.exit("w1", 3, false)
+	if n := w.count(EffectRespawn); n != 1 {
+		t.Errorf("a person's worker that crashed later was restarted %d times", n)
+	}
+}
+
 func TestSpawnThatFailsWaitsButIsNotRepeated(t *testing.T) {
 	w := newWorld(t)
 	slot := Slot{ModelID: "m", HiveID: "h1", Device: "cpu0"}

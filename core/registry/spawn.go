@@ -33,8 +33,9 @@ type account struct {
 
 // spawn is a worker that was begun and has not beaten yet.
 type spawn struct {
-	slot Slot
-	at   time.Duration
+	slot   Slot
+	at     time.Duration
+	manual bool // a person asked for it
 }
 
 // spawnKept is how long a worker that was begun may take to beat for the first time, which it does before it loads its model.
@@ -131,7 +132,7 @@ func (e SpawnBegan) apply(m *Machine, now time.Duration) []Effect {
 	a.asked = false
 	a.live[e.WorkerID] = true
 	a.want = max(a.want, len(a.live))
-	m.spawns[e.WorkerID] = spawn{slot: e.Slot, at: now}
+	m.spawns[e.WorkerID] = spawn{slot: e.Slot, at: now, manual: !e.Automatic}
 	return nil
 }
 
@@ -220,7 +221,7 @@ func (e Exited) apply(m *Machine, now time.Duration) []Effect {
 		return nil
 	}
 	if w == nil { // it ended before its first beat: listed by what was asked for
-		w = &worker{slot: slot, Worker: Worker{BeatAt: now, Info: contract.WorkerInfo{ID: r.WorkerID, ModelID: slot.ModelID,
+		w = &worker{slot: slot, begun: true, manual: sp.manual, Worker: Worker{BeatAt: now, Info: contract.WorkerInfo{ID: r.WorkerID, ModelID: slot.ModelID,
 			HiveID: slot.HiveID, Device: slot.Device, PID: r.Identity.PID, BootID: r.Identity.BootID, StartTicks: r.Identity.StartTicks}}}
 		m.workers[r.WorkerID], m.ids = w, nil
 	}
@@ -273,6 +274,9 @@ func (m *Machine) crashed(now time.Duration, w *worker, a *account, r contract.W
 	}
 	a.crashes = slices.DeleteFunc(append(a.crashes, now), func(t time.Duration) bool { return now-t > m.p.CrashWindow })
 	m.delay(now, a, jitter)
+	if w.manual && w.ReadyAt == 0 { // who asked for it is told, and tries again or not
+		a.want = min(a.want, len(a.live))
+	}
 	fx := []Effect{{Kind: EffectExited, WorkerID: r.WorkerID, HiveID: w.Info.HiveID, Slot: w.slot, Reason: a.reason, Delay: max(0, a.nextAt-now)}}
 	switch {
 	case a.ooms > m.p.OOMRestarts:
