@@ -54,67 +54,6 @@ func (a *app) deviceCommand() *cobra.Command {
 	return a.holder("device", "Look at the devices", list)
 }
 
-func (a *app) jobCommand() *cobra.Command {
-	list := &cobra.Command{Use: "list", Short: "List the queen's jobs of the last hour", Args: argCount(0, 0, ""),
-		RunE: interruptible(func(ctx context.Context, _ []string) error {
-			c, err := a.connect(ctx)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			jobs, err := c.Jobs(ctx)
-			if err != nil {
-				return err
-			}
-			if a.json {
-				return a.printJSON(jobs)
-			}
-			rows := make([][]string, 0, len(jobs))
-			for _, j := range jobs {
-				note := ""
-				if j.Error != nil {
-					note = j.Error.Message
-				}
-				rows = append(rows, []string{j.ID, j.Operation, string(j.State), when(j.CreatedAt), note})
-			}
-			return a.table([]string{"JOB", "OPERATION", "STATE", "STARTED", ""}, rows, "There are no jobs.")
-		})}
-	follow := &cobra.Command{Use: "follow ID", Short: "Tell a job's story from its start to its end", Args: argCount(1, 1, "ID"),
-		RunE: interruptible(func(ctx context.Context, args []string) error {
-			c, err := a.connect(ctx)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			result, err := c.Follow(ctx, args[0], func(n contract.Narration) {
-				if a.json {
-					_ = a.printJSON(n)
-					return
-				}
-				_, _ = fmt.Fprintf(a.out, "%s  %-8s  %s\n", n.Time.Local().Format("15:04:05"), n.Action, printable(n.Message))
-			})
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintf(a.out, "%s\n", result)
-			return err
-		})}
-	cancel := &cobra.Command{Use: "cancel ID", Short: "Cancel a job", Args: argCount(1, 1, "ID"),
-		RunE: interruptible(func(ctx context.Context, args []string) error {
-			c, err := a.connect(ctx)
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			if err := c.Cancel(ctx, args[0]); err != nil {
-				return err
-			}
-			_, err = fmt.Fprintf(a.err, "Cancelled %s.\n", args[0])
-			return err
-		})}
-	return a.holder("job", "List, follow and cancel jobs", list, follow, cancel)
-}
-
 func (a *app) credentialCommand() *cobra.Command {
 	var hosts []string
 	set := &cobra.Command{Use: "set NAME", Short: "Store a credential, read from the terminal or from standard input", Args: argCount(1, 1, "NAME"),

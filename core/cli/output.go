@@ -18,6 +18,13 @@ func (a *app) printJSON(v any) error {
 	return e.Encode(v)
 }
 
+// printLine writes v as one line of JSON, for answers that come piece by piece.
+func (a *app) printLine(v any) error {
+	e := json.NewEncoder(a.out)
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
+}
+
 // table writes rows under upper-case headings in columns two spaces apart. Without rows it says empty on stderr.
 func (a *app) table(headings []string, rows [][]string, empty string) error {
 	if len(rows) == 0 {

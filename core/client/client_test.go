@@ -145,7 +145,7 @@ func TestErrorsKeepKindAndCode(t *testing.T) {
 	if _, err := c.Job(t.Context(), "none"); fault.KindOf(err) != fault.NotFound {
 		t.Errorf("no job gives %v", err)
 	}
-	if jobs, err := c.Jobs(t.Context()); err != nil || len(jobs) != 1 {
+	if jobs, err := c.Jobs(t.Context(), false); err != nil || len(jobs) != 1 {
 		t.Errorf("jobs %v, %v", jobs, err)
 	}
 }

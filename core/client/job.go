@@ -38,7 +38,7 @@ func (c *Client) Do(ctx context.Context, op any, onNarration func(contract.Narra
 		// The wish to cancel has to reach the agent although ctx is over.
 		end, done := context.WithTimeout(context.WithoutCancel(ctx), cancelTimeout)
 		defer done()
-		if cerr := c.Cancel(end, job.JobID); cerr != nil && fault.KindOf(cerr) != fault.NotFound {
+		if cerr := c.Cancel(end, job.JobID); cerr != nil && fault.KindOf(cerr) != fault.NotFound && fault.KindOf(cerr) != fault.Conflict {
 			return nil, &fault.Error{Kind: fault.Interrupted, Code: "cancelled", Err: errors.Join(ctx.Err(), cerr),
 				Message: fmt.Sprintf("The wait for job %s was ended, but the agent could not be told to cancel it.", job.JobID)}
 		}
@@ -81,10 +81,14 @@ func (c *Client) Submit(ctx context.Context, op any) (contract.JobAccepted, erro
 	return job, err
 }
 
-// Jobs lists the agent's jobs, the newest first.
-func (c *Client) Jobs(ctx context.Context) ([]contract.Job, error) {
+// Jobs lists the agent's jobs, the newest first. Without all those are left out that looked something up and succeeded.
+func (c *Client) Jobs(ctx context.Context, all bool) ([]contract.Job, error) {
 	var jobs []contract.Job
-	return jobs, c.GetJSON(ctx, "/v1/jobs", &jobs)
+	path := "/v1/jobs"
+	if all {
+		path += "?all=true"
+	}
+	return jobs, c.GetJSON(ctx, path, &jobs)
 }
 
 // Job describes one job.
@@ -93,7 +97,7 @@ func (c *Client) Job(ctx context.Context, id string) (contract.Job, error) {
 	return job, c.GetJSON(ctx, "/v1/jobs/"+url.PathEscape(id), &job)
 }
 
-// Cancel asks the agent to cancel a job.
+// Cancel asks the agent to cancel a job, which ends when its work has stopped. A job that is over is fault.Conflict.
 func (c *Client) Cancel(ctx context.Context, id string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/jobs/"+url.PathEscape(id), nil, nil)
 }

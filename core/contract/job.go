@@ -27,6 +27,16 @@ const (
 	OpProcessList         = "ProcessList"
 )
 
+// IsRead reports whether an operation only looks something up.
+func IsRead(operation string) bool {
+	switch operation {
+	case OpStatus, OpWorkerList, OpWorkerGet, OpWorkerLogs, OpWorkerInstalledList, OpWorkerInstalledGet, OpHiveList, OpHiveGet,
+		OpModelList, OpModelGet, OpDeviceList, OpProcessList:
+		return true
+	}
+	return false
+}
+
 // JobAccepted is the answer to POST /v1/jobs (202).
 type JobAccepted struct {
 	JobID     string `json:"job_id"`

@@ -146,7 +146,7 @@ func TestArtifactOperations(t *testing.T) {
 	must[contract.Model](t)(do[contract.Model](a, artifactRef(contract.OpModelDelete, model), "Model"))
 	must[contract.Engine](t)(do[contract.Engine](a, artifactRef(contract.OpWorkerRemove, engine), "Engine"))
 	var jobs []contract.Job
-	a.get("/v1/jobs", &jobs)
+	a.get("/v1/jobs?all=true", &jobs)
 	if len(jobs) < 10 || !strings.HasPrefix(jobs[0].ID, a.hive.opts.NodeID) {
 		t.Errorf("%d jobs", len(jobs))
 	}

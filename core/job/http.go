@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -58,9 +59,21 @@ func (m *Manager) SubmitHandler(dispatch func(op string, body json.RawMessage) (
 	})
 }
 
-// ListHandler serves GET /v1/jobs: an array of contract.Job, the newest first.
+// ListHandler serves GET /v1/jobs: an array of contract.Job, the newest first. Jobs that looked something up and succeeded are
+// in it with ?all=true only: every command makes some.
 func (m *Manager) ListHandler() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, m.List()) })
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		jobs := m.List()
+		switch all := r.URL.Query().Get("all"); all {
+		case "true":
+		case "", "false":
+			jobs = slices.DeleteFunc(jobs, func(j contract.Job) bool { return j.State == contract.JobDone && contract.IsRead(j.Operation) })
+		default:
+			writeError(w, fault.New(fault.Invalid, "bad_query", "The query parameter \"all\" is true or false, not %q.", all).WithParam("all"))
+			return
+		}
+		writeJSON(w, http.StatusOK, jobs)
+	})
 }
 
 // GetHandler serves GET /v1/jobs/{id}: a contract.Job.
@@ -76,7 +89,7 @@ func (m *Manager) GetHandler() http.Handler {
 }
 
 // CancelHandler serves DELETE /v1/jobs/{id}. It answers 202 with the job as it stands: the job ends when its work has stopped,
-// which its stream tells.
+// which its stream tells. A job that is over is 409.
 func (m *Manager) CancelHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := r.PathValue("id")

@@ -118,7 +118,7 @@ func TestCancelIsReal(t *testing.T) {
 		if !stopped || len(events) != 1 || events[0].Name != contract.JobEventCancelled {
 			t.Errorf("stopped %v, events %v", stopped, events)
 		}
-		if err := m.Cancel(j.ID); err != nil {
+		if err := m.Cancel(j.ID); fault.KindOf(err) != fault.Conflict || !strings.Contains(fault.As(err).Message, j.ID) {
 			t.Errorf("cancelling a job that is over: %v", err)
 		}
 		if err := m.Cancel("nope"); fault.KindOf(err) != fault.NotFound {
@@ -191,6 +191,63 @@ func TestBounds(t *testing.T) {
 	})
 }
 
+// TestReadsMakeRoom wants what is only looked at to be forgotten before what was done.
+func TestReadsMakeRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := New(Options{NodeID: "n", MaxJobs: 10})
+		run := func(operation string, err error) string {
+			j, startErr := m.Start(operation, func(context.Context, *Narrator) (any, error) { return 1, err })
+			if startErr != nil {
+				t.Fatal(startErr)
+			}
+			synctest.Wait()
+			return j.ID
+		}
+		spawn := run(contract.OpWorkerSpawn, nil)
+		for range 50 {
+			run(contract.OpWorkerList, nil)
+		}
+		failed := run(contract.OpWorkerGet, fault.New(fault.NotFound, "worker_not_found", "No such worker."))
+		if _, err := m.Get(spawn); err != nil {
+			t.Errorf("50 reads pushed out the spawn: %v", err)
+		}
+		if n := len(m.List()); n != 10 {
+			t.Errorf("%d jobs, want 10", n)
+		}
+		time.Sleep(2 * readKeep)
+		if jobs := m.List(); len(jobs) != 1 || jobs[0].ID != spawn {
+			t.Errorf("after a while there are %+v, want only the spawn", jobs)
+		}
+		if _, err := m.Get(failed); fault.KindOf(err) != fault.NotFound {
+			t.Errorf("a read that failed is still there: %v", err)
+		}
+	})
+}
+
+func TestListLeavesReadsOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := New(Options{NodeID: "n"})
+		h := server(m, nil)
+		for operation, err := range map[string]error{contract.OpWorkerSpawn: nil, contract.OpModelList: nil,
+			contract.OpWorkerGet: fault.New(fault.NotFound, "worker_not_found", "No such worker.")} {
+			if _, err := m.Start(operation, func(context.Context, *Narrator) (any, error) { return 1, err }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		for path, want := range map[string]int{"/v1/jobs": 2, "/v1/jobs?all=false": 2, "/v1/jobs?all=true": 3} {
+			var jobs []contract.Job
+			w := do(h, "GET", path, "", "")
+			if err := json.Unmarshal(w.Body.Bytes(), &jobs); err != nil || len(jobs) != want || want == 2 && strings.Contains(w.Body.String(), contract.OpModelList) {
+				t.Errorf("%s: %v, %s", path, err, w.Body)
+			}
+		}
+		if w := do(h, "GET", "/v1/jobs?all=some", "", ""); w.Code != 400 {
+			t.Errorf("all=some: %d", w.Code)
+		}
+	})
+}
+
 func server(m *Manager, dispatch func(string, json.RawMessage) (Func, error)) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("POST /v1/jobs", m.SubmitHandler(dispatch))
@@ -251,9 +308,17 @@ func TestHTTP(t *testing.T) {
 		if w := do(h, "GET", "/v1/jobs/none", "", ""); w.Code != 404 || !strings.Contains(w.Body.String(), "job_not_found") {
 			t.Errorf("no job: %d %s", w.Code, w.Body)
 		}
+		if w := do(h, "DELETE", "/v1/jobs/"+a.JobID, "", ""); w.Code != 409 || !strings.Contains(w.Body.String(), `"code":"job_over"`) {
+			t.Errorf("cancel of a job that is over: %d %s", w.Code, w.Body)
+		}
+		w = do(h, "POST", "/v1/jobs", `{"operation":"Echo"}`, "")
+		if err := json.Unmarshal(w.Body.Bytes(), &a); err != nil {
+			t.Fatal(err)
+		}
 		if w := do(h, "DELETE", "/v1/jobs/"+a.JobID, "", ""); w.Code != 202 {
 			t.Errorf("cancel: %d", w.Code)
 		}
+		time.Sleep(time.Minute)
 		if w := do(h, "GET", "/v1/jobs", "", ""); !strings.HasPrefix(w.Body.String(), fmt.Sprintf(`[{"id":%q`, a.JobID)) {
 			t.Errorf("list: %s", w.Body)
 		}

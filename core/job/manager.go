@@ -22,12 +22,15 @@ import (
 // Options configures a Manager.
 type Options struct {
 	NodeID    string        // job ids start with it
-	Keep      time.Duration // how long a finished job is kept; default 1 h
+	Keep      time.Duration // how long a finished job is kept; default 1 h; one that only looked something up for a minute
 	MaxJobs   int           // running and finished; default 1,000
 	MaxEvents int           // kept per job; default 1,000
 	Log       *slog.Logger
 	Ended     func(contract.Job) // called after each job's end, from its goroutine; nil: nobody
 }
+
+// readKeep is how long a finished job is kept that only looked something up: for a follower that has to connect again.
+const readKeep = time.Minute
 
 // Func does the work of one job. Its result is marshalled to JSON. It must return soon after ctx is cancelled.
 type Func func(ctx context.Context, n *Narrator) (any, error)
@@ -128,7 +131,10 @@ func (m *Manager) add(r *run) error {
 	}
 	m.expire()
 	if len(m.order) >= m.o.MaxJobs {
-		i := slices.IndexFunc(m.order, (*run).over)
+		i := slices.IndexFunc(m.order, func(r *run) bool { return r.over() && r.looksUp() })
+		if i < 0 {
+			i = slices.IndexFunc(m.order, (*run).over)
+		}
 		if i < 0 {
 			return fault.New(fault.Exhausted, "too_many_jobs", "%d jobs are running already; wait for one to end or cancel one.", len(m.order)).
 				WithRetryAfter(10 * time.Second)
@@ -165,8 +171,12 @@ func (m *Manager) call(ctx context.Context, f Func, n *Narrator) (result json.Ra
 func (m *Manager) expire() {
 	now := time.Now()
 	m.order = slices.DeleteFunc(m.order, func(r *run) bool {
+		keep := m.o.Keep
+		if r.looksUp() {
+			keep = min(keep, readKeep)
+		}
 		r.mu.Lock()
-		old := !r.ended.IsZero() && now.Sub(r.ended) > m.o.Keep
+		old := !r.ended.IsZero() && now.Sub(r.ended) > keep
 		r.mu.Unlock()
 		if old {
 			delete(m.jobs, r.job.ID)
@@ -220,11 +230,15 @@ func (m *Manager) List() []contract.Job {
 	return jobs
 }
 
-// Cancel cancels a running job's context and returns; the job ends when its function returns. A job that is over stays as it is.
+// Cancel cancels a running job's context and returns; the job ends when its function returns. A job that is over is
+// fault.Conflict.
 func (m *Manager) Cancel(id string) error {
 	r, err := m.find(id)
 	if err != nil {
 		return err
+	}
+	if state := r.describe().State; state != contract.JobRunning {
+		return fault.New(fault.Conflict, "job_over", "Job %s cannot be cancelled, because it is over: %s.", id, state)
 	}
 	r.cancel(errCancelled)
 	return nil
@@ -279,6 +293,9 @@ func (m *Manager) Close(ctx context.Context) error {
 		return fmt.Errorf("wait for running jobs: %w", ctx.Err())
 	}
 }
+
+// looksUp reports whether the job changes nothing: it makes room for others first.
+func (r *run) looksUp() bool { return contract.IsRead(r.job.Operation) }
 
 func (r *run) over() bool {
 	r.mu.Lock()
