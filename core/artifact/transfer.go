@@ -61,7 +61,7 @@ func (s *Store) fetch(ctx context.Context, f vendor.File, limit int64, what stri
 	if have() {
 		return nil
 	}
-	t := &transfer{s: s, file: f, what: what, limit: limit, part: s.path("partial", key+".part"), note: s.path("partial", key+".json"), meter: newMeter(report, "fetch", what, f.Size), report: report}
+	t := &transfer{s: s, file: f, what: what, limit: limit, part: s.path("partial", key+".part"), note: s.path("partial", key+".json"), meter: newMeter(report, "fetch", "fetching "+what, f.Size), report: report}
 	t.reset()
 	got, err := t.run(ctx)
 	if err != nil {

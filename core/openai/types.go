@@ -8,11 +8,18 @@ import (
 	"strings"
 )
 
-// ErrUnsupported is wrapped by errors about well-formed requests that ask for something Apiary does not do, such as images.
+// ErrUnsupported is what errors.Is finds in errors about well-formed requests that ask for something Apiary does not do, such as images.
 var ErrUnsupported = errors.New("not supported")
 
+// unsupported is a text that says itself what is not supported, as an ErrUnsupported.
+type unsupported string
+
+func (u unsupported) Error() string { return string(u) }
+
+func (u unsupported) Is(target error) bool { return target == ErrUnsupported }
+
 // Content is the text of a message. It is read from a string, from null, or from an array of {"type":"text","text":…}
-// parts, whose texts are joined. A part of another type is an error that wraps ErrUnsupported; its reference is not fetched.
+// parts, whose texts are joined. A part of another type is an error that is ErrUnsupported; its reference is not fetched.
 type Content string
 
 // UnmarshalJSON reads the forms that Content describes.
@@ -44,7 +51,7 @@ func flatten(b []byte, what string) (string, error) {
 	for i, p := range parts {
 		switch {
 		case p.Type != "text":
-			return "", fmt.Errorf("%s part %d has the type %q and only text is supported: %w", what, i, p.Type, ErrUnsupported)
+			return "", unsupported(fmt.Sprintf("%s part %d has the type %q, and only text is supported", what, i, p.Type))
 		case p.Text == nil:
 			return "", fmt.Errorf("%s part %d has no text", what, i)
 		}
@@ -56,7 +63,7 @@ func flatten(b []byte, what string) (string, error) {
 // Strings is a list that may be written as one string: stop, and the input of embeddings.
 type Strings []string
 
-// UnmarshalJSON reads a string, an array of strings or null. Arrays of token ids are an error that wraps ErrUnsupported.
+// UnmarshalJSON reads a string, an array of strings or null. Arrays of token ids are an error that is ErrUnsupported.
 func (l *Strings) UnmarshalJSON(b []byte) error {
 	switch b = bytes.TrimSpace(b); {
 	case len(b) == 0 || string(b) == "null":
@@ -74,7 +81,7 @@ func (l *Strings) UnmarshalJSON(b []byte) error {
 	if err := json.Unmarshal(b, &v); err != nil {
 		var n []any
 		if json.Unmarshal(b, &n) == nil && len(n) > 0 {
-			return fmt.Errorf("an array of strings is expected; token ids are %w", ErrUnsupported)
+			return unsupported("an array of strings is expected, and token ids are not supported")
 		}
 		return fmt.Errorf("a string or an array of strings is expected: %w", err)
 	}

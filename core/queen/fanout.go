@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
@@ -37,6 +38,9 @@ func (q *Queen) download(ctx context.Context, ref contract.ArtifactRef, say func
 	}
 	ref.Operation, ref.HiveID = contract.OpModelDownload, ""
 	ref.Reference = orElse(q.dir.Load().sources[ref.Reference], ref.Reference)
+	if !strings.Contains(ref.Reference, ":") {
+		return contract.Model{}, notFound(ref.Reference)
+	}
 	m, err := forward[contract.Model](ctx, l, ref, say)
 	if err == nil {
 		l.update(ctx)
@@ -99,7 +103,7 @@ func (q *Queen) deleteModel(ctx context.Context, n *job.Narrator, ref contract.A
 		}
 	}
 	if len(out.Hives) == 0 {
-		return out, notFound(ref.Reference)
+		return out, fault.New(fault.NotFound, "model_not_found", "The model %s is not in the catalog; `apiary model list` shows what is.", quoted(ref.Reference)).WithParam("model")
 	}
 	return out, nil
 }

@@ -143,7 +143,13 @@ func (q *Queen) kindOf(adapter string) (contract.WorkerKind, bool) {
 	return contract.WorkerKind{}, false
 }
 
+// notFound says how a name could come to mean something: a reference is fetched, a bare name is only looked up.
 func notFound(name string) error {
+	if !strings.Contains(name, ":") || strings.HasPrefix(name, echoScheme) {
+		return fault.New(fault.NotFound, "model_not_found",
+			"The model %s is neither in the configuration nor in the catalog; `apiary model list` shows the names, and `apiary model pull file:PATH` adds one.",
+			quoted(name)).WithParam("model")
+	}
 	return fault.New(fault.NotFound, "model_not_found", "The model %s is not in the catalog; fetch it first with `apiary model pull %s`.",
 		quoted(name), pasteable(name)).WithParam("model")
 }

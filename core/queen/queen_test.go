@@ -143,6 +143,7 @@ func TestReads(t *testing.T) {
 		{contract.ArtifactRef{Operation: contract.OpWorkerRemove, Reference: "none"}, "engine_not_found"},
 		{contract.ArtifactRef{Operation: contract.OpModelDownload, Reference: modelRef, HiveID: "none"}, "hive_not_found"},
 		{spawnOp("nothing-such"), "model_not_found"},
+		{contract.ArtifactRef{Operation: contract.OpModelDownload, Reference: "none"}, "model_not_found"},
 		{spawnOp("echo:Not/Valid"), "model_not_found"},
 		{contract.WorkerSpawn{Operation: contract.OpWorkerSpawn, Model: modelRef, Worker: contract.WorkerKind{Name: "vllm"}}, "worker_kind_not_found"},
 	} {
@@ -333,10 +334,13 @@ func TestStart(t *testing.T) {
 		if w := q.get("/readyz"); w.Code != 200 {
 			t.Errorf("not ready after 6.1 s: %d", w.Code)
 		}
-		if _, err := q.Resolve("m"); fault.As(err).Code != "model_not_found" || !strings.Contains(err.Error(), "apiary model pull m") {
+		if _, err := q.Resolve("m"); fault.As(err).Code != "model_not_found" || strings.Contains(err.Error(), "pull m`") || !strings.Contains(err.Error(), "apiary model list") {
 			t.Errorf("unknown model: %v", err)
 		}
-		if _, err := q.Resolve("m; rm -rf /"); !strings.Contains(err.Error(), "apiary model pull REF`") {
+		if _, err := q.Resolve("file:/m"); fault.As(err).Code != "model_not_found" || !strings.Contains(err.Error(), "apiary model pull file:/m") {
+			t.Errorf("unknown reference: %v", err)
+		}
+		if _, err := q.Resolve("file:m; rm -rf /"); !strings.Contains(err.Error(), "apiary model pull REF`") {
 			t.Errorf("an odd name: %v", err)
 		}
 		if d := q.Demand("m"); d.State != registry.DemandImpossible || fault.KindOf(d.Err) != fault.NotFound {

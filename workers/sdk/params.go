@@ -75,11 +75,11 @@ func decodeFault(err error) error {
 		if i := strings.LastIndexByte(field, '.'); i >= 0 && !strings.HasPrefix(field, "messages.") {
 			field = field[i+1:] // drops the names of embedded structs
 		}
-		return invalid(field, "The field %s cannot be a %s; see the API's description for its type.", field, e.Value)
+		return invalid(field, "The field %s has the wrong type (%s); the API's description says which it takes.", field, e.Value)
 	}
 	if errors.Is(err, openai.ErrUnsupported) {
 		// Content is the only foreign decoder that runs in place; parts other than text are refused and never fetched.
-		return unsupported("messages", "A message has content that this worker does not take: %w; send text.", err)
+		return unsupported("messages", "A message cannot be taken: %w.", err)
 	}
 	return fault.New(fault.Invalid, "invalid_json", "The request body is not the JSON object that is expected: %w.", err)
 }
@@ -226,7 +226,7 @@ func (b *refused) check(n *int) error {
 		{"suffix", b.Suffix != nil && *b.Suffix != ""},
 	} {
 		if f.bad {
-			return unsupported(f.name, "This worker does not support %s with that value; leave it out.", f.name)
+			return unsupported(f.name, "This worker cannot do what the field %s asks for; leave it out.", f.name)
 		}
 	}
 	for _, f := range []struct {
@@ -248,7 +248,7 @@ func stringList(name string, raw json.RawMessage) ([]string, error) {
 	var l openai.Strings
 	if err := json.Unmarshal(raw, &l); err != nil {
 		if errors.Is(err, openai.ErrUnsupported) {
-			return nil, unsupported(name, "The field %s has a form that this worker does not take: %w.", name, err)
+			return nil, unsupported(name, "The field %s cannot be taken: %w.", name, err)
 		}
 		return nil, invalid(name, "The field %s has a wrong form: %w.", name, err)
 	}

@@ -101,6 +101,9 @@ func refusal(t *testing.T, kind, field, value string) {
 	if !strings.HasSuffix(f.Message, ".") || len(f.Message) > 400 {
 		t.Errorf("%s %.80s: the message is no sentence: %q", kind, body, f.Message)
 	}
+	if strings.Count(f.Message, ": ") > 1 || strings.Count(f.Message, "support") > 1 || strings.Count(f.Message, "value") > 1 {
+		t.Errorf("%s %.80s: the message says it twice: %q", kind, body, f.Message)
+	}
 }
 
 func TestRefusalsOfWholeBodies(t *testing.T) {
