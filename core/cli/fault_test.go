@@ -11,7 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -256,6 +258,46 @@ func TestQueenRestart(t *testing.T) {
 	}
 	if after := n.alive(); len(after) != 1 || after[0].PID != before.PID || after[0].StartTicks != before.StartTicks {
 		t.Errorf("before %d, afterwards %+v", before.PID, after)
+	}
+}
+
+// TestNothingStartsTwiceAfterAKill (F9): what is asked for right after an agent was killed and started again is given by the
+// workers that run on, although they have not beaten yet.
+func TestNothingStartsTwiceAfterAKill(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, "queen { listen = \"ADDR\" }\nhive { listen = \"127.0.0.1:0\" }\nworker \"echo\" { adapter = \"echo\" }\n")
+	n.start()
+	for _, model := range []string{"echo:run", "echo:spawn", "echo:request"} {
+		n.run(nil, "worker", "spawn", model)
+	}
+	pids := func() (out []int) {
+		for _, w := range n.alive() {
+			out = append(out, w.PID)
+		}
+		slices.Sort(out)
+		return out
+	}
+	before := pids()
+	n.kill()
+	n.start()
+	var all sync.WaitGroup
+	for _, args := range [][]string{{"run", "echo:run", "one two"}, {"worker", "spawn", "echo:spawn"}} {
+		all.Go(func() {
+			if out, err := n.command(args...).CombinedOutput(); err != nil {
+				t.Errorf("apiary %v: %v\n%s", args, err, out)
+			}
+		})
+	}
+	all.Go(func() {
+		err := n.stream(t.Context(), `{"model":"echo:request","stream":true,"messages":[{"role":"user","content":"x"}]}`, func(string) bool { return true })
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	all.Wait()
+	n.until(10*time.Second, "all workers are heard again", func() bool { return len(n.alive()) >= 3 })
+	if after := pids(); !slices.Equal(before, after) {
+		t.Errorf("the workers' processes were %v and are %v", before, after)
 	}
 }
 

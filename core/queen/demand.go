@@ -90,6 +90,11 @@ func (q *Queen) Demand(name string) registry.Demand {
 		return registry.Demand{State: registry.DemandFailed, Err: d.err, RetryAfter: d.until - q.now()}
 	}
 	if !d.running {
+		for i := range s.Workers { // begun by a former queen, and loading
+			if w := &s.Workers[i]; w.Info.ModelID == key && beats(w) && w.Info.Status == contract.StatusStarting {
+				return registry.Demand{State: registry.DemandStarting, Progress: w.Info.LoadProgress, RetryAfter: retryLoad}
+			}
+		}
 		d.running, d.state, d.jobID, d.progress, d.err = true, registry.DemandStarting, "", 0, nil
 		if !q.do(func(ctx context.Context) { q.fulfil(ctx, d, name, key) }) {
 			d.running = false
@@ -224,7 +229,10 @@ func (q *Queen) attempt(ctx context.Context, d *demand, name, key string) error 
 		}
 	}
 	id := t.ModelIDs[0]
-	if ok, err := q.awaitRunning(ctx, id); ok || err != nil {
+	if p, err := q.inherited(ctx, q.alive(), func(p contract.Process) bool {
+		_, known := q.Snapshot().Worker(p.WorkerID)
+		return p.Model == id && !known // of those that are known none serves
+	}); p != nil || err != nil {
 		return err
 	}
 	_, err = q.runJob(contract.OpWorkerSpawn, set(registry.DemandStarting), func(ctx context.Context, n *job.Narrator, _ func(contract.Narration)) (any, error) {
@@ -280,45 +288,6 @@ func (q *Queen) awaitSettled(ctx context.Context) error {
 			return ctx.Err()
 		}
 		t.Stop()
-	}
-}
-
-// awaitRunning looks on the hives for a process that serves the model already and has not told this queen yet, because the queen
-// was just started, and waits for it a little. It reports whether a worker for the model has come forward.
-func (q *Queen) awaitRunning(ctx context.Context, modelID string) (bool, error) {
-	s := q.Snapshot()
-	waiting := map[string]bool{}
-	for _, l := range q.alive() {
-		lctx, cancel := context.WithTimeout(ctx, pollTimeout)
-		list, err := l.processes(lctx)
-		cancel()
-		if err != nil {
-			continue // the spawn will say what is wrong with the hive
-		}
-		for _, p := range list {
-			if _, known := s.Worker(p.WorkerID); !known && p.Model == modelID && !p.Zombie {
-				waiting[p.WorkerID] = true
-			}
-		}
-	}
-	if len(waiting) == 0 {
-		return false, nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, q.o.Interval+q.o.Interval/5+time.Second) // a beat must come within its interval
-	defer cancel()
-	for {
-		changed := q.Changed()
-		s := q.Snapshot()
-		for id := range waiting {
-			if w, ok := s.Worker(id); ok {
-				return w.Exit == nil, nil
-			}
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return false, nil // it does not beat: starting it again by its key finds it
-		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package queen
 
 import (
+	"encoding/json"
 	"runtime"
 	"strings"
 	"sync"
@@ -227,6 +228,66 @@ func TestQueenRestart(t *testing.T) {
 	second.read(contract.WorkerRef{Operation: contract.OpWorkerDelete, WorkerID: w.spec.WorkerID}, "WorkerDeleted", &gone)
 	if gone.Outcome != "terminated" {
 		t.Errorf("deleted %+v", gone)
+	}
+}
+
+// TestSpawnAfterQueenRestart (F9): a person's spawn right after a restart is given the worker that runs on: before it has beaten,
+// and while it loads. A second one is started for who names a key, another device, or asks once more.
+func TestSpawnAfterQueenRestart(t *testing.T) {
+	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+	gpu := contract.Device{ID: "cuda0", Kind: "cuda", Name: "GPU", MemoryTotal: contract.GiB, Source: "engine"}
+	h.engines[0].Devices = append(h.engines[0].Devices, gpu)
+	load := time.Duration(0)
+	h.behave = func(w *fakeWorker) { w.loadFor = load }
+	first := startQueen(t, Options{}, h)
+	if got := first.run(spawnOp(modelRef)); got.err != nil {
+		t.Fatal(got.err)
+	}
+	first.end()
+	w := h.workers()[0]
+	second := startQueen(t, Options{}, h)
+	id := second.submit(spawnOp(modelRef))
+	second.until("the hive was asked", func() bool { second.notify(); return h.did(contract.OpProcessList) >= 2 })
+	w.beatTo(second.base)
+	same := func(got outcome, want bool) {
+		t.Helper()
+		var s contract.WorkerSpawned
+		if err := json.Unmarshal(got.result, &s); got.err != nil || err != nil || s.Existing != want || (s.WorkerID == w.spec.WorkerID) != want || want && (s.PID != w.pid || s.Port != 1 || s.Address != "127.0.0.1") {
+			t.Errorf("spawned %s, %v %v\n%s", got.result, got.err, err, got.text())
+		}
+	}
+	same(second.follow(id), true)
+	same(second.run(spawnOp(modelRef)), true) // it beats meanwhile: still the inherited one
+	other := spawnOp(modelRef)
+	other.Devices = []string{"cuda0"}
+	load = time.Hour
+	other.Wait = false
+	same(second.run(other), false)
+	keyed := spawnOp(modelRef)
+	keyed.SpawnKey, keyed.Wait = "mine", false
+	load = 0
+	same(second.run(keyed), false)
+	if n := len(h.spawned()); n != 3 {
+		t.Errorf("%d spawns", n)
+	}
+}
+
+// TestLoadingWorkerIsInherited: requests wait for a worker that a former queen started and that still loads.
+func TestLoadingWorkerIsInherited(t *testing.T) {
+	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+	h.behave = func(w *fakeWorker) { w.loadFor = time.Second }
+	first := startQueen(t, Options{}, h)
+	op := spawnOp(modelRef)
+	op.Wait = false
+	if got := first.run(op); got.err != nil {
+		t.Fatal(got.err)
+	}
+	first.end()
+	second := startQueen(t, Options{}, h)
+	h.workers()[0].beatTo(second.base)
+	second.until("the worker serves", func() bool { second.Demand(modelRef); return len(second.serving(modelID)) > 0 })
+	if n := len(h.spawned()); n != 1 {
+		t.Errorf("%d spawns", n)
 	}
 }
 

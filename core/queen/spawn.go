@@ -40,6 +40,7 @@ type spawning struct {
 	spec      contract.WorkerSpawn
 	automatic bool // nobody asked for this very spawn: failures of the past count, and nothing is fetched
 	begun     bool // the registry has been told
+	existing  bool // the worker is not this spawn's, and is never ended by it
 
 	link  *link
 	hive  registry.Hive
@@ -52,6 +53,7 @@ type spawning struct {
 // ready, no process is left.
 func (r *spawning) run(ctx context.Context) (contract.WorkerSpawned, error) {
 	var none contract.WorkerSpawned
+	devices := r.spec.Devices
 	if err := r.choose(ctx); err != nil {
 		return none, err
 	}
@@ -67,9 +69,18 @@ func (r *spawning) run(ctx context.Context) (contract.WorkerSpawned, error) {
 	if err := r.device(ctx); err != nil {
 		return none, err
 	}
-	out, err := r.start(ctx)
-	if err != nil || !r.spec.Wait {
+	found, err := r.inherit(ctx, devices)
+	if err != nil {
+		return none, err
+	}
+	var out contract.WorkerSpawned
+	if found != nil {
+		out = *found
+	} else if out, err = r.start(ctx); err != nil {
 		return out, err
+	}
+	if !r.spec.Wait {
+		return out, nil
 	}
 	if err := r.await(ctx, out); err != nil {
 		return none, err
@@ -198,6 +209,9 @@ func (q *Queen) begin(slot registry.Slot, spec, recipe contract.WorkerSpawn, aut
 	}
 	q.keys[key] = pendingKey{workerID: spec.WorkerID, at: now}
 	q.slots[spec.Model], q.recipes[slot] = slot, recipe
+	if q.young() {
+		q.own[spec.WorkerID] = true
+	}
 	q.machine.Step(now, registry.SpawnBegan{Slot: slot, WorkerID: spec.WorkerID, Automatic: automatic})
 	q.stale = true
 	return key, generation, nil
@@ -237,10 +251,16 @@ func (r *spawning) await(ctx context.Context, out contract.WorkerSpawned) error 
 		case <-changed:
 			continue
 		case <-ctx.Done():
-			r.undo(ctx, out.WorkerID, out.Identity)
+			if !r.existing {
+				r.undo(ctx, out.WorkerID, out.Identity)
+			}
 			return ctx.Err()
 		case <-quiet.C:
 		case <-end.C:
+		}
+		if r.existing {
+			return fault.New(fault.Unavailable, "start_timeout", "Worker %s, which was running already, did not become ready: it made no progress for %s; `apiary worker logs %s` shows what it did.",
+				out.WorkerID, budget.Round(time.Second), out.WorkerID)
 		}
 		r.undo(ctx, out.WorkerID, out.Identity)
 		q.step(registry.SpawnFailed{WorkerID: out.WorkerID, Slot: r.slot, Reason: "start_timeout", Jitter: jitter()})
