@@ -376,7 +376,7 @@ func (f *flight) fail(err error) {
 	case !f.committed:
 		httpd.WriteError(f.w, f.r, err)
 	default:
-		e := fault.Wire(err, "")
+		e := fault.Wire(err, f.id)
 		ev := openai.NewWriter(f)
 		if ev.Data(contract.ErrorBody{Error: e}) == nil {
 			_ = f.flush()

@@ -110,7 +110,10 @@ func TestStreamUntilClose(t *testing.T) {
 	}
 }
 
-const lostEvent = `data: {"error":{"message":"worker lost","type":"server_error","code":"worker_lost","param":null}}` + "\n\n"
+// lostEvent is the event that ends a stream whose worker died (F6), with the request's id as every error has it.
+func lostEvent(requestID string) string {
+	return `data: {"error":{"message":"worker lost","type":"server_error","code":"worker_lost","param":null,"request_id":"` + requestID + `"}}` + "\n\n"
+}
 
 func TestWorkerDiesMidStream(t *testing.T) {
 	h := newHub(t, gateway.Limits{})
@@ -121,7 +124,7 @@ func TestWorkerDiesMidStream(t *testing.T) {
 		return false
 	})
 	h.add(w, 1)
-	if res, b := h.chat(true); res.StatusCode != 200 || b != chunk+lostEvent {
+	if res, b := h.chat(true); res.StatusCode != 200 || res.Header.Get(contract.RequestIDHeader) == "" || b != chunk+lostEvent(res.Header.Get(contract.RequestIDHeader)) {
 		t.Errorf("%d %q", res.StatusCode, b)
 	}
 	if k := h.failed("w1"); !cmp.Equal(k, []registry.FailureKind{registry.FailureDialRefused}) {

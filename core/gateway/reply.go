@@ -162,7 +162,7 @@ func (e badReply) Is(err error) bool { return err == errReply }
 func (p *reply) parseHead(head []byte) error {
 	line, fields, _ := bytes.Cut(head, []byte("\r\n"))
 	if len(line) < 12 || string(line[:7]) != "HTTP/1." || line[7] != '0' && line[7] != '1' || line[8] != ' ' ||
-		len(line) > 12 && line[12] != ' ' {
+		len(line) > 12 && line[12] != ' ' || bytes.IndexByte(line, '\n') >= 0 {
 		return bad("the status line is malformed")
 	}
 	status, err := strconv.ParseUint(string(line[9:12]), 10, 16)
@@ -175,7 +175,8 @@ func (p *reply) parseHead(head []byte) error {
 		}
 		return nil // the real one follows
 	}
-	p.status, p.length, p.reusable = int(status), -1, line[7] == '1'
+	oldest := line[7] == '0'
+	p.status, p.length, p.reusable = int(status), -1, !oldest
 	for len(fields) > 0 {
 		line, fields, _ = bytes.Cut(fields, []byte("\r\n"))
 		name, value, err := p.field(line)
@@ -219,6 +220,8 @@ func (p *reply) parseHead(head []byte) error {
 		}
 	}
 	switch {
+	case p.chunked && oldest:
+		return bad("HTTP/1.0 has no transfer coding")
 	case p.chunked && p.length >= 0:
 		return bad("it has both a length and a transfer coding")
 	case status == 204 || status == 304:
@@ -243,7 +246,7 @@ func (p *reply) field(line []byte) (name, value []byte, err error) {
 		return nil, nil, bad("a header field is malformed")
 	}
 	for _, c := range line[:i] {
-		if c <= ' ' || c >= 0x7f {
+		if c <= ' ' || c >= 0x7f || strings.IndexByte(`"(),/:;<=>?@[\]{}`, c) >= 0 {
 			return nil, nil, bad("the name of a header field is malformed")
 		}
 	}
