@@ -70,7 +70,7 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	defer r.mu.Unlock()
 	r.requests = append(r.requests, req)
 	platform := strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(req.URL.Path, "/@test/"), "-/"), "-1.2.3.tgz")
-	platform, _, tarball := strings.Cut(platform, "/-/")
+	platform, _, tarball := strings.Cut(strings.TrimSuffix(platform, "/1.2.3"), "/-/")
 	body, ok := r.tarballs[platform]
 	if !ok {
 		w.WriteHeader(404)
@@ -82,9 +82,9 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 			sum, _ := hex.DecodeString(sum512(body))
 			sri = "sha512-" + base64.StdEncoding.EncodeToString(sum)
 		}
-		_ = json.NewEncoder(w).Encode(map[string]any{"versions": map[string]any{"1.2.3": map[string]any{"dist": map[string]any{
+		_ = json.NewEncoder(w).Encode(map[string]any{"version": "1.2.3", "dist": map[string]any{
 			"tarball": r.base + "/@test/" + platform + "/-/" + platform + "-1.2.3.tgz", "integrity": sri, "shasum": "0000",
-		}}}})
+		}})
 		return
 	}
 	if n := r.cutAt; n > 0 {

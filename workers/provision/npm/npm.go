@@ -22,10 +22,11 @@ import (
 // Scheme is the scheme of the references, and the name of the credential that the provisioner asks the core to add.
 const Scheme = "npm"
 
-// Bounds of unpacking one package.
+// Bounds of one package.
 const (
 	maxEntries  = 10_000
 	maxUnpacked = 4 << 30
+	maxDocument = 8 << 20 // of an answer of the registry
 )
 
 // Options configure a Provisioner.
@@ -101,16 +102,22 @@ func (p *Provisioner) settings(ctx context.Context) (*settings, error) {
 	return found, nil
 }
 
-// packument is the part of a package's metadata that is used, in the registry's abbreviated form.
+// dist is the part of a version's metadata that is used.
+type dist struct {
+	Tarball      string `json:"tarball"`
+	Integrity    string `json:"integrity"`
+	UnpackedSize int64  `json:"unpackedSize"`
+}
+
+// document is the description of one version of a package.
+type document struct {
+	Version string `json:"version"`
+	Dist    dist   `json:"dist"`
+}
+
+// packument is the description of all versions, in the registry's abbreviated form.
 type packument struct {
-	Versions map[string]struct {
-		Dist struct {
-			Tarball      string `json:"tarball"`
-			Integrity    string `json:"integrity"`
-			UnpackedSize int64  `json:"unpackedSize"`
-			FileCount    int    `json:"fileCount"`
-		} `json:"dist"`
-	} `json:"versions"`
+	Versions map[string]document `json:"versions"`
 }
 
 // Plan implements vendor.Provisioner.
@@ -127,26 +134,22 @@ func (p *Provisioner) Plan(ctx context.Context, req vendor.PlanRequest) (*vendor
 	if err != nil {
 		return nil, err
 	}
-	doc, err := p.metadata(ctx, registry, pkg)
+	v, err := p.metadata(ctx, registry, pkg)
 	if err != nil {
 		return nil, err
 	}
-	v, ok := doc.Versions[pkg.version]
-	if !ok {
-		return nil, fault.New(fault.NotFound, "engine_not_found", "The registry has no version %s of %s; choose one of those that it lists.", pkg.version, pkg.name())
-	}
-	sha512, err := parseIntegrity(v.Dist.Integrity)
+	sha512, err := parseIntegrity(v.Integrity)
 	if err != nil {
 		return nil, fault.New(fault.Denied, "no_integrity", "The registry gives no usable sha512 integrity for %s %s, so what it sends cannot be proved to be the package; use another registry or version: %w", pkg.name(), pkg.version, err)
 	}
-	sources, err := tarballSources(registry, pkg, v.Dist.Tarball)
+	sources, err := tarballSources(registry, pkg, v.Tarball)
 	if err != nil {
 		return nil, err
 	}
 	extract := &vendor.ExtractStep{
 		File: "package.tgz", Prefix: "package/bins/" + pkg.platform + "/", Into: ".", MaxBytes: maxUnpacked, MaxEntries: maxEntries,
 	}
-	if n := v.Dist.UnpackedSize; n > 0 && n < maxUnpacked {
+	if n := v.UnpackedSize; n > 0 && n < maxUnpacked {
 		extract.MaxBytes = n
 	}
 	plan := &vendor.Plan{
@@ -169,30 +172,54 @@ func (p *Provisioner) Plan(ctx context.Context, req vendor.PlanRequest) (*vendor
 	return plan, nil
 }
 
-// metadata asks the registry for the package.
-func (p *Provisioner) metadata(ctx context.Context, registry string, pkg pkgRef) (*packument, error) {
-	res, err := p.opts.Host.HTTP(ctx, vendor.HTTPRequest{
-		Method: "GET", URL: registry + "/" + strings.ReplaceAll(pkg.name(), "/", "%2f"), Credential: Scheme,
-		Header: map[string]string{"Accept": "application/vnd.npm.install-v1+json; q=1.0, application/json; q=0.8"},
-	})
+// metadata asks the registry for the version: for it alone, or, where the registry has no such answer, for all of them.
+func (p *Provisioner) metadata(ctx context.Context, registry string, pkg pkgRef) (dist, error) {
+	at := registry + "/" + strings.ReplaceAll(pkg.name(), "/", "%2f")
+	var one document
+	found, err := p.ask(ctx, at+"/"+pkg.version, "application/json", pkg, &one)
 	if err != nil {
-		return nil, fmt.Errorf("ask the package registry for %s: %w", pkg.name(), err)
+		return dist{}, err
+	}
+	if found && one.Version == pkg.version {
+		return one.Dist, nil
+	}
+	var all packument
+	found, err = p.ask(ctx, at, "application/vnd.npm.install-v1+json; q=1.0, application/json; q=0.8", pkg, &all)
+	if err != nil {
+		return dist{}, err
+	}
+	if !found {
+		return dist{}, fault.New(fault.NotFound, "engine_not_found", "The package registry does not know %s; check the reference, or whether there is a build for %s.", pkg.name(), pkg.platform)
+	}
+	v, ok := all.Versions[pkg.version]
+	if !ok {
+		return dist{}, fault.New(fault.NotFound, "engine_not_found", "The package registry has no version %s of %s; choose one of those that it lists.", pkg.version, pkg.name())
+	}
+	return v.Dist, nil
+}
+
+// ask gets a description into v; found is false where the registry has none at that address.
+func (p *Provisioner) ask(ctx context.Context, url, accept string, pkg pkgRef, v any) (found bool, err error) {
+	res, err := p.opts.Host.HTTP(ctx, vendor.HTTPRequest{Method: "GET", URL: url, Credential: Scheme, Header: map[string]string{"Accept": accept}})
+	if err != nil {
+		return false, fmt.Errorf("ask the package registry for %s: %w", pkg.name(), err)
 	}
 	switch {
-	case res.Status == 404:
-		return nil, fault.New(fault.NotFound, "engine_not_found", "The package registry does not know %s; check the reference, or whether there is a build for %s.", pkg.name(), pkg.platform)
+	case res.Status == 404 || res.Status == 405:
+		return false, nil
 	case res.Status == 401 || res.Status == 403:
-		return nil, fault.New(fault.Denied, "registry_denied", "The package registry refused %s with status %d; put a token for it into your .npmrc.", pkg.name(), res.Status)
+		return false, fault.New(fault.Denied, "registry_denied", "The package registry refused %s with status %d; put a token for it into your .npmrc.", pkg.name(), res.Status)
 	case res.Status == 429 || res.Status >= 500:
-		return nil, fault.New(fault.Unavailable, "registry_unavailable", "The package registry answered %d for %s; try again later.", res.Status, pkg.name())
+		return false, fault.New(fault.Unavailable, "registry_unavailable", "The package registry answered %d for %s; try again later.", res.Status, pkg.name())
 	case res.Status != 200:
-		return nil, fault.New(fault.Unavailable, "registry_unavailable", "The package registry answered %d for %s; check that the configured address is a registry.", res.Status, pkg.name())
+		return false, fault.New(fault.Unavailable, "registry_unavailable", "The package registry answered %d for %s; check that the configured address is a registry.", res.Status, pkg.name())
+	case len(res.Body) > maxDocument:
+		return false, fault.New(fault.Exhausted, "answer_too_large", "What the package registry answered for %s has more than %d MiB, which no description of a package has; check that the configured address is a registry.", pkg.name(), maxDocument>>20)
 	}
-	var doc packument
-	if err := json.Unmarshal(res.Body, &doc); err != nil {
-		return nil, fault.New(fault.Unavailable, "registry_garbage", "What the package registry answered for %s is not the description of a package; check that the configured address is a registry: %w", pkg.name(), err)
+	if err := json.Unmarshal(res.Body, v); err != nil {
+		return false, fault.New(fault.Unavailable, "registry_garbage", "What the package registry answered for %s is not the description of a package; check that the configured address is a registry: %w", pkg.name(), err)
 	}
-	return &doc, nil
+	return true, nil
 }
 
 // parseIntegrity takes the sha512 out of a subresource integrity string and returns it in hex.
@@ -205,11 +232,11 @@ func parseIntegrity(s string) (string, error) {
 		b64, _, _ = strings.Cut(b64, "?") // options
 		raw, err := base64.StdEncoding.DecodeString(b64)
 		if err != nil || len(raw) != 64 {
-			return "", fmt.Errorf("%q is not a sha512 digest", part)
+			return "", fmt.Errorf("%q is not a sha512 digest", part[:min(len(part), 100)])
 		}
 		return hex.EncodeToString(raw), nil
 	}
-	return "", fmt.Errorf("there is no sha512 in %q", s)
+	return "", fmt.Errorf("there is no sha512 in %q", s[:min(len(s), 100)])
 }
 
 // tarballSources says where the tarball can be had. Registries that mirror another one often name that one's host in their

@@ -160,7 +160,7 @@ func (h *fakeHost) Log(string, string, ...string) {}
 
 const goodIntegrity = "sha1-2jmj7l5rSw0yVb/vlWAYkK/YBwk= sha512-" // and 64 zero bytes
 
-func document(tarball, integrity string) string {
+func packumentOf(tarball, integrity string) string {
 	return fmt.Sprintf(`{"name":"x","versions":{"1.2.3":{"dist":{"tarball":%q,"integrity":%q,"shasum":"da39","unpackedSize":1000}}}}`, tarball, integrity)
 }
 
@@ -172,11 +172,14 @@ func TestPlan(t *testing.T) {
 		p, err := New(Options{Registry: registry, Host: h}).Plan(t.Context(), vendor.PlanRequest{Reference: "npm:@n/{platform}@1.2.3", Platform: on})
 		return p, h, err
 	}
-	p, h, err := plan("https://reg.test/npm", document("https://reg.test/npm/@n/linux-x64/-/linux-x64-1.2.3.tgz", integrity))
+	p, h, err := plan("https://reg.test/npm", packumentOf("https://reg.test/npm/@n/linux-x64/-/linux-x64-1.2.3.tgz", integrity))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a := h.requests[0].Header["Accept"]; !strings.HasPrefix(a, "application/vnd.npm.install-v1+json") {
+	if h.requests[0].URL != "https://reg.test/npm/@n%2flinux-x64/1.2.3" {
+		t.Errorf("asked for %v", h.requests[0])
+	}
+	if a := h.requests[1].Header["Accept"]; !strings.HasPrefix(a, "application/vnd.npm.install-v1+json") {
 		t.Errorf("asked with %v", h.requests[0].Header)
 	}
 	f, x := p.Files[0], p.Steps[0].Extract
@@ -196,7 +199,7 @@ func TestPlan(t *testing.T) {
 		"":                           "", // the registry itself is no tarball
 		"https:///x":                 "",
 	} {
-		p, _, err := plan("https://reg.test/npm", document(tarball, integrity))
+		p, _, err := plan("https://reg.test/npm", packumentOf(tarball, integrity))
 		var got []string
 		if err == nil {
 			for _, s := range p.Files[0].Sources {
@@ -208,8 +211,8 @@ func TestPlan(t *testing.T) {
 		}
 	}
 	// What is no proof.
-	for _, sri := range []string{"", "sha1-2jmj7l5rSw0yVb/vlWAYkK/YBwk=", "sha512-", "sha512-AAAA", "sha512-!!!", "SHA512-" + base64.StdEncoding.EncodeToString(make([]byte, 64))} {
-		if _, _, err := plan("https://reg.test", document("https://reg.test/x.tgz", sri)); fault.As(err) == nil || fault.As(err).Code != "no_integrity" {
+	for _, sri := range []string{"", "sha1-2jmj7l5rSw0yVb/vlWAYkK/YBwk=", "sha512-", "sha512-AAAA", "sha512-!!!", "sha512-" + strings.Repeat("A", 5000), strings.Repeat("md5-x ", 5000), "SHA512-" + base64.StdEncoding.EncodeToString(make([]byte, 64))} {
+		if _, _, err := plan("https://reg.test", packumentOf("https://reg.test/x.tgz", sri)); fault.As(err) == nil || fault.As(err).Code != "no_integrity" || len(err.Error()) > 500 {
 			t.Errorf("integrity %q: %v", sri, err)
 		}
 	}
@@ -217,12 +220,19 @@ func TestPlan(t *testing.T) {
 		body string
 		kind fault.Kind
 	}{
-		"no such version": {`{"versions":{"1.2.4":{}}}`, fault.NotFound},
-		"a page":          {"<!DOCTYPE html>", fault.Unavailable},
-		"another shape":   {`{"versions":[]}`, fault.Unavailable},
+		"no such version":  {`{"versions":{"1.2.4":{}}}`, fault.NotFound},
+		"a page":           {"<!DOCTYPE html>", fault.Unavailable},
+		"another shape":    {`{"versions":[]}`, fault.Unavailable},
+		"null":             {`null`, fault.NotFound},
+		"deep":             {`{"versions":` + strings.Repeat("[", 1<<20), fault.Unavailable},
+		"8 MiB":            {`{"versions":{}}` + strings.Repeat(" ", 8<<20), fault.Exhausted},
+		"huge number":      {packumentOf("https://reg.test/x.tgz", "x")[:20] + strings.Repeat("9", 4000), fault.Unavailable},
+		"number too large": {`{"versions":{"1.2.3":{"dist":{"unpackedSize":1e99}}}}`, fault.Unavailable},
 	} {
 		if _, _, err := plan("https://reg.test", c.body); fault.KindOf(err) != c.kind {
 			t.Errorf("%s: %v", name, err)
+		} else if len(err.Error()) > 400 || strings.ContainsFunc(err.Error(), func(r rune) bool { return r < ' ' }) {
+			t.Errorf("%s: a message of %d bytes", name, len(err.Error()))
 		}
 	}
 	for status, kind := range map[int]fault.Kind{404: fault.NotFound, 401: fault.Denied, 403: fault.Denied, 429: fault.Unavailable, 500: fault.Unavailable, 302: fault.Unavailable} {
@@ -230,6 +240,35 @@ func TestPlan(t *testing.T) {
 		_, err := New(Options{Registry: "https://reg.test", Host: h}).Plan(t.Context(), vendor.PlanRequest{Reference: "npm:b@1.2.3", Platform: on})
 		if fault.KindOf(err) != kind {
 			t.Errorf("%d: %v", status, err)
+		}
+	}
+}
+
+// The description of one version is asked for where the registry gives it; a whole package may have thousands.
+func TestOneVersion(t *testing.T) {
+	integrity := goodIntegrity + base64.StdEncoding.EncodeToString(make([]byte, 64))
+	one := func(version string) string {
+		return fmt.Sprintf(`{"version":%q,"dist":{"tarball":"https://reg.test/x.tgz","integrity":%q}}`, version, integrity)
+	}
+	whole := fmt.Sprintf(`{"versions":{"1.2.3":{"dist":{"tarball":"https://reg.test/whole.tgz","integrity":%q}}}}`, integrity)
+	for name, c := range map[string]struct {
+		answers map[string]string
+		want    string // empty: not found
+		asked   int
+	}{
+		"it is given":     {map[string]string{"b/1.2.3": one("1.2.3")}, "https://reg.test/x.tgz", 1},
+		"it is not given": {map[string]string{"b": whole}, "https://reg.test/whole.tgz", 2},
+		"another version": {map[string]string{"b/1.2.3": one("1.2.4"), "b": whole}, "https://reg.test/whole.tgz", 2},
+		"a whole package": {map[string]string{"b/1.2.3": whole, "b": whole}, "https://reg.test/whole.tgz", 2},
+		"nothing":         {nil, "", 2},
+	} {
+		h := &fakeHost{answers: map[string]string{}}
+		for k, v := range c.answers {
+			h.answers["https://reg.test/"+k] = v
+		}
+		p, err := New(Options{Registry: "https://reg.test", Host: h}).Plan(t.Context(), vendor.PlanRequest{Reference: "npm:b@1.2.3"})
+		if c.want == "" && fault.KindOf(err) != fault.NotFound || c.want != "" && (err != nil || p.Files[0].Sources[0].URL != c.want) || len(h.requests) != c.asked {
+			t.Errorf("%s: %+v, %v after %d requests", name, p, err, len(h.requests))
 		}
 	}
 }
