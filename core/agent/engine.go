@@ -74,7 +74,7 @@ func (n *nativeExecutable) find() (string, error) {
 const selfTestTimeout = 60 * time.Second
 
 // selfTest loads an engine in a child process and reports its build and its devices. What is wrong with the engine comes
-// back as a fault of kind Unavailable with the child's own last words.
+// back as a fault of kind Unavailable with the child's own last words; its text goes on after the name of the engine.
 func (n *nativeExecutable) selfTest(ctx context.Context, engineDir string) (artifact.SelfTestReport, error) {
 	var report artifact.SelfTestReport
 	path, err := n.Path()
@@ -96,14 +96,14 @@ func (n *nativeExecutable) selfTest(ctx context.Context, engineDir string) (arti
 	err = cmd.Run()
 	switch {
 	case ctx.Err() != nil && errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return report, fault.New(fault.Unavailable, "self_test_failed", "The engine did not finish its self-test within %v.", selfTestTimeout)
+		return report, fault.New(fault.Unavailable, "self_test_failed", "its self-test did not end within %v.", selfTestTimeout)
 	case ctx.Err() != nil:
 		return report, ctx.Err()
 	case err != nil:
-		return report, fault.New(fault.Unavailable, "self_test_failed", "The engine failed its self-test (%v): %s", err, stderr.lastLine())
+		return report, fault.New(fault.Unavailable, "self_test_failed", "its self-test failed (%v): %s", err, stderr.lastLine())
 	}
 	if err := json.Unmarshal(stdout.Bytes(), &report); err != nil {
-		return report, fault.New(fault.Unavailable, "self_test_failed", "The engine's self-test gave an answer that cannot be read: %w", err)
+		return report, fault.New(fault.Unavailable, "self_test_failed", "its self-test gave an answer that cannot be read: %w", err)
 	}
 	return report, nil
 }

@@ -235,7 +235,7 @@ func (s *Store) verifyInPlace(ctx context.Context, m contract.Model) error {
 		if _, derr := s.dropInPlace(ctx, canonical, ""); derr != nil {
 			return derr
 		}
-		return fault.New(fault.Conflict, "model_changed", "%s has changed since it was added and is taken out of the catalog: %w", canonical, err)
+		return fault.New(fault.Conflict, "model_changed", "%s has changed since it was added and was taken out of the catalog; %w", canonical, err)
 	default:
 		return err // it may be back later
 	}

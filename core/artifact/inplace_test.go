@@ -131,7 +131,7 @@ func TestInPlaceRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct{ ref, code, part string }{
-		{"file:" + write(t, filepath.Join(dir, "notes.txt"), []byte("Dear all, ...")), "not_a_model", `notes.txt is not a model: it starts with "Dear all", a GGUF file starts with "GGUF".`},
+		{"file:" + write(t, filepath.Join(dir, "notes.txt"), []byte("Dear all, ...")), "not_a_model", `notes.txt is not a model: it starts with "Dear all, ..", and a GGUF file starts with "GGUF".`},
 		{"file:" + write(t, filepath.Join(dir, "cut.gguf"), whole[:len(whole)-5]), "model_truncated", "cut off"},
 		{"file:" + write(t, filepath.Join(dir, "empty.gguf"), nil), "not_a_model", "empty"},
 		{"file:" + fifo, "not_a_model", "neither a file nor a folder"},

@@ -276,11 +276,11 @@ func inspectOpen(f *os.File, name string) (*gguf.Info, error) {
 	switch {
 	case err == nil:
 	case isType[*gguf.NotGGUFError](err), isType[*gguf.VersionError](err):
-		return nil, fault.New(fault.Invalid, "not_a_model", "%s is not a model: %w.", name, err)
+		return nil, fault.New(fault.Invalid, "not_a_model", "%s %w.", name, err)
 	case isType[*gguf.TruncatedError](err):
-		return nil, fault.New(fault.Invalid, "model_truncated", "%s is not a whole model: %w; copy or download it again.", name, err)
+		return nil, fault.New(fault.Invalid, "model_truncated", "%s %w.", name, err)
 	case errors.Is(err, gguf.ErrMalformed):
-		return nil, fault.New(fault.Invalid, "model_malformed", "%s is not a usable model: %w; it is damaged or made by a faulty tool.", name, err)
+		return nil, fault.New(fault.Invalid, "model_malformed", "%s %w.", name, err)
 	default:
 		return nil, fmt.Errorf("read %s: %w", name, err)
 	}

@@ -301,7 +301,7 @@ func TestNotAModel(t *testing.T) {
 		code string
 		part string
 	}{
-		"text":      {[]byte("Dear all, here is the list"), "not_a_model", `m-00001-of-00001.gguf is not a model: it starts with "Dear all", a GGUF file starts with "GGUF".`},
+		"text":      {[]byte("Dear all, here is the list"), "not_a_model", `m-00001-of-00001.gguf is not a model: it starts with "Dear all, he", and a GGUF file starts with "GGUF".`},
 		"zip":       {[]byte("PK\x03\x04archive/data.pkl"), "not_a_model", "zip archive"},
 		"pickle":    {[]byte("\x80\x02}q\x00."), "not_a_model", "pickle"},
 		"truncated": {whole[:len(whole)-1], "model_truncated", "cut off"},

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"hash/maphash"
 	"io"
 	"math"
@@ -47,7 +46,7 @@ func widthOf(t uint32) uint64 {
 	return 0
 }
 
-var errHeaderTooBig = fmt.Errorf("%w: it is larger than %d MiB", ErrMalformed, MaxHeader>>20)
+var errHeaderTooBig = malformed("it is larger than %d MiB", MaxHeader>>20)
 
 // decoder reads a header forward.
 type decoder struct {

@@ -44,20 +44,46 @@ type Info struct {
 	HeaderBytes   int64  // where the tensor data starts
 }
 
-// NotGGUFError says that a file holds something else.
+// NotGGUFError says that a file holds something else. Its text, like that of the other errors of this package, goes on after
+// the name of the file.
 type NotGGUFError struct {
-	Start []byte // the first bytes, at most 8
+	Start []byte // the first bytes, at most 12
 	Kind  string // "a zip archive", "a Python pickle", …; empty: not known
+	Hint  string // what to do with one of that kind; empty: nothing
 }
 
 func (e *NotGGUFError) Error() string {
-	if len(e.Start) == 0 {
-		return `it is empty, a GGUF file starts with "GGUF"`
+	switch {
+	case len(e.Start) == 0:
+		return "is empty; copy or download it again"
+	case e.Kind == "":
+		return fmt.Sprintf(`is not a model: it starts with "%s", and a GGUF file starts with "GGUF"`, shown(e.Start))
+	case e.Hint == "":
+		return "is not a GGUF model but " + e.Kind + "; give a GGUF file"
 	}
-	if e.Kind != "" {
-		return fmt.Sprintf("it is %s (it starts with %q), a GGUF file starts with \"GGUF\"", e.Kind, e.Start)
+	return "is not a GGUF model but " + e.Kind + "; " + e.Hint
+}
+
+// maxShown bounds how many characters of a foreign file are shown.
+const maxShown = 12
+
+// shown gives bytes in ASCII, with the others escaped, and no more than fit into maxShown characters.
+func shown(b []byte) string {
+	var out strings.Builder
+	for _, c := range b {
+		s := string(rune(c))
+		switch {
+		case c == '"' || c == '\\':
+			s = `\` + s
+		case c < ' ' || c > '~':
+			s = fmt.Sprintf(`\x%02x`, c)
+		}
+		if out.Len()+len(s) > maxShown {
+			break
+		}
+		out.WriteString(s)
 	}
-	return fmt.Sprintf("it starts with %q, a GGUF file starts with \"GGUF\"", e.Start)
+	return out.String()
 }
 
 // VersionError says that a file has a version of the format that is not read.
@@ -65,9 +91,9 @@ type VersionError struct{ Version uint32 }
 
 func (e *VersionError) Error() string {
 	if v := e.Version; v&0xffff == 0 && v != 0 {
-		return "it is a GGUF file in big-endian byte order, only little-endian ones are read"
+		return "is a GGUF file in big-endian byte order, and only little-endian ones can be read; convert it"
 	}
-	return fmt.Sprintf("it is a GGUF file of version %d, versions 2 and 3 are read", e.Version)
+	return fmt.Sprintf("is a GGUF file of version %d, and versions 2 and 3 can be read; convert it", e.Version)
 }
 
 // TruncatedError says that a file ends before what its header promises.
@@ -77,26 +103,27 @@ type TruncatedError struct {
 }
 
 func (e *TruncatedError) Error() string {
-	return fmt.Sprintf("it is cut off: it has %d bytes and its header needs at least %d", e.Size, e.Need)
+	return fmt.Sprintf("is cut off: it has %d bytes, and its header promises at least %d; copy or download it again", e.Size, e.Need)
 }
 
 // ErrMalformed is wrapped by every error about a header that contradicts the format.
-var ErrMalformed = errors.New("the GGUF header is malformed")
+var ErrMalformed = errors.New("has a malformed GGUF header")
 
 func malformed(format string, args ...any) error {
-	return fmt.Errorf("%w: "+format, append([]any{ErrMalformed}, args...)...)
+	return fmt.Errorf("%w ("+format+"); copy or download it again", append([]any{ErrMalformed}, args...)...)
 }
 
 // Read reads the header at the start of r, a file of size bytes. Its errors are *NotGGUFError, *VersionError, *TruncatedError,
 // those that wrap ErrMalformed, and those of r.
 func Read(r io.ReaderAt, size int64) (*Info, error) {
-	var start [9]byte
+	var start [maxShown]byte
 	n, err := r.ReadAt(start[:min(int64(len(start)), max(size, 0))], 0)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read the start of the file: %w", err)
 	}
 	if head := start[:n]; !bytes.HasPrefix(head, []byte("GGUF")) {
-		return nil, &NotGGUFError{Start: bytes.Clone(head[:min(n, 8)]), Kind: sniff(head)}
+		kind, hint, _ := strings.Cut(sniff(head), "; ")
+		return nil, &NotGGUFError{Start: bytes.Clone(head), Kind: kind, Hint: hint}
 	}
 	d := newDecoder(io.NewSectionReader(r, 0, size), size)
 	info, err := d.header()
@@ -106,7 +133,7 @@ func Read(r io.ReaderAt, size int64) (*Info, error) {
 	return info, nil
 }
 
-// sniff names the formats that are most often taken for models.
+// sniff names the formats that are most often taken for models, with what to do after a semicolon.
 func sniff(b []byte) string {
 	for _, f := range []struct{ magic, kind string }{
 		{"PK\x03\x04", "a zip archive, perhaps a PyTorch checkpoint, which can run code and is never loaded"},
