@@ -21,8 +21,8 @@ func (a *app) modelCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return fetch(ctx, a, contract.ArtifactRef{Operation: contract.OpModelDownload, Reference: ref, HiveID: hive}, "model  ", func(m contract.Model) string {
-				return fmt.Sprintf("%s · %s · verified", m.ID, megabytes(uint64(m.SizeBytes)))
+			return fetch(ctx, a, contract.ArtifactRef{Operation: contract.OpModelDownload, Reference: ref, HiveID: hive}, "model  ", func(_ *story, m contract.Model) string {
+				return fmt.Sprintf("%s · %s · verified", m.ID, m.SizeBytes)
 			})
 		})}
 	list := &cobra.Command{Use: "list", Short: "List the models: fetched ones and those of the configuration", Args: argCount(0, 0, ""),
@@ -101,9 +101,9 @@ func (a *app) engineCommand() *cobra.Command {
 					for _, d := range e.Devices {
 						devices = append(devices, d.ID)
 					}
-					rows = append(rows, []string{e.Name, buildOf(e), e.Platform, strings.Join(devices, ","), e.SizeBytes.String(), e.ID})
+					rows = append(rows, []string{e.Name, versionOf(e), e.Platform, strings.Join(devices, ","), e.SizeBytes.String(), e.ID})
 				}
-				return a.table([]string{"ENGINE", "BUILD", "PLATFORM", "DEVICES", "SIZE", "ID"}, rows, "There are no engines; `apiary engine install` fetches one.")
+				return a.table([]string{"ENGINE", "VERSION", "PLATFORM", "DEVICES", "SIZE", "ID"}, rows, "There are no engines; `apiary engine install` fetches one.")
 			})
 		})}
 	rm := &cobra.Command{Use: "rm REFERENCE", Aliases: []string{"delete"}, Short: "Remove an installed engine", Args: argCount(1, 1, "REFERENCE"),
@@ -132,13 +132,27 @@ func (a *app) engineReference(args []string) (string, error) {
 	return args[0], nil
 }
 
-func engineLine(e contract.Engine) string {
-	return fmt.Sprintf("%s %s for %s %s %s · verified · self-test ok", e.Name, buildOf(e), e.Platform, bar(1, 1), megabytes(uint64(e.SizeBytes)))
+func engineLine(s *story, e contract.Engine) string {
+	line := fmt.Sprintf("installed %s %s for %s ", e.Name, versionOf(e), e.Platform)
+	if drawn := s.bar(1, 1); drawn != "" {
+		line += drawn
+	} else {
+		line += "· "
+	}
+	return line + fmt.Sprintf("%s · verified · self-test ok", e.SizeBytes)
 }
 
-// buildOf is the build as the engine's self-test named it, which may begin with the engine's own name.
-func buildOf(e contract.Engine) string {
-	return cmp.Or(strings.TrimSpace(strings.TrimPrefix(e.Build, e.Name)), e.Version)
+// versionOf is what people know an engine's version by: that of the package, with the engine's own as its self-test named it
+// where that is another. A folder of the user's has no version.
+func versionOf(e contract.Engine) string {
+	build := strings.TrimSpace(strings.TrimPrefix(e.Build, e.Name)) // it may begin with the engine's own name
+	switch {
+	case e.Version == "" || e.Version == "local":
+		return cmp.Or(build, e.Version)
+	case build == "" || build == e.Version:
+		return e.Version
+	}
+	return fmt.Sprintf("%s (%s)", e.Version, build)
 }
 
 func hiveFlag(c *cobra.Command, hive *string) {
@@ -168,20 +182,20 @@ func ask[T any](ctx context.Context, a *app, operation any, show func(T) error) 
 }
 
 // fetch runs an operation that brings something, tells its story and says what came of it.
-func fetch[T any](ctx context.Context, a *app, operation any, label string, line func(T) string) error {
+func fetch[T any](ctx context.Context, a *app, operation any, label string, line func(*story, T) string) error {
 	c, err := a.connect(ctx)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	s := newStory(a.err, a.getenv)
-	defer s.clear()
+	s := a.story(ctx)
+	defer s.end()
 	s.step(label)
 	result, err := client.Run[T](ctx, c.Client, operation, s.narrate)
 	if err != nil {
 		return err
 	}
-	s.done("%s", line(result))
+	s.done("%s", line(s, result))
 	if a.json {
 		return a.printJSON(result)
 	}
@@ -195,8 +209,12 @@ func (a *app) remove(ctx context.Context, operation any, what string) error {
 		return err
 	}
 	defer c.Close()
-	if _, err := c.Do(ctx, operation, nil); err != nil {
+	result, err := c.Do(ctx, operation, nil)
+	if err != nil {
 		return err
+	}
+	if a.json {
+		return a.printJSON(result)
 	}
 	_, err = fmt.Fprintf(a.err, "Removed %s.\n", what)
 	return err
@@ -239,5 +257,5 @@ func when(t time.Time) string {
 	if t.IsZero() {
 		return ""
 	}
-	return t.Local().Format(time.DateTime)
+	return t.Local().Format(time.DateTime + " MST")
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,89 +17,186 @@ import (
 	"github.com/apiary-dev/apiary/core/openai"
 )
 
+const chatHelp = `/reset  forget the conversation
+/help   show this
+/bye    end the chat, as Ctrl-D does
+Every other line is a message. Ctrl-C ends an answer; at the prompt it ends the chat.
+`
+
 func (a *app) chatCommand() *cobra.Command {
 	var f samplingFlags
 	var system string
 	c := &cobra.Command{Use: "chat MODEL", Short: "Talk with a model", Args: argCount(1, 1, "MODEL")}
-	c.Long = c.Short + ".\n\nEach line is a message; /reset forgets the conversation, Ctrl-C ends an answer, Ctrl-D or /bye ends the chat."
+	c.Long = c.Short + ".\n\n" + chatHelp + "With --json each answer is a JSON object on a line of its own."
 	c.Flags().StringVar(&system, "system", "", "`text` of a system message")
 	f.add(c)
-	c.RunE = func(c *cobra.Command, args []string) error { return a.converse(c.Context(), args[0], system, f) }
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if err := f.check(); err != nil {
+			return err
+		}
+		return a.converse(c.Context(), args[0], system, f)
+	}
 	return c
+}
+
+// chat is a conversation as it goes on.
+type chat struct {
+	a          *app
+	c          *conn
+	p          prepared
+	f          samplingFlags
+	system     string
+	history    []openai.Message
+	interrupts chan os.Signal
+	terminal   bool // a person types
 }
 
 // converse reads lines and streams answers until the input ends.
 func (a *app) converse(ctx context.Context, model, system string, f samplingFlags) error {
-	s := newStory(a.err, a.getenv)
-	defer s.clear()
-	var c *conn
-	var p prepared
-	prepare := func(ctx context.Context, _ []string) (err error) {
-		if c, err = a.ensure(ctx, s); err != nil {
+	h := &chat{a: a, f: f, system: system, interrupts: make(chan os.Signal, 1), terminal: isTerminal(a.in)}
+	signal.Notify(h.interrupts, os.Interrupt) // for the whole chat, so that no Ctrl-C between two steps kills it
+	defer signal.Stop(h.interrupts)
+	err := h.once(ctx, "The command was interrupted.", func(ctx context.Context) (err error) {
+		s := a.story(ctx)
+		defer s.end()
+		if h.c, err = a.ensure(ctx, s); err != nil {
 			return err
 		}
-		p, err = c.prepare(ctx, a, s, model)
+		h.p, err = h.c.prepare(ctx, a, s, model)
+		return err
+	})
+	if h.c != nil {
+		defer h.c.Close()
+	}
+	if err != nil {
 		return err
 	}
-	if err := a.once(ctx, prepare); err != nil {
-		return err
-	}
-	defer c.Close()
-	if !p.chat {
+	if !h.p.chat {
 		return fault.New(fault.Invalid, "no_chat_template", "%s has no chat template, so it cannot hold a conversation; `%s run %s \"Once upon\"` lets it continue a text.", model, me(), model)
 	}
-	history := opening(system)
-	lines := bufio.NewReader(a.in)
-	terminal := isTerminal(a.in)
-	if terminal {
-		_, _ = fmt.Fprintf(a.err, "Talking with %s. Ctrl-C ends an answer, Ctrl-D the chat.\n", p.name)
+	h.history = opening(system)
+	if h.terminal {
+		_, _ = fmt.Fprintf(a.err, "Talking with %s. /bye or Ctrl-D ends the chat, Ctrl-C an answer; /help says more.\n", h.p.name)
 	}
-	for {
-		if terminal {
-			_, _ = io.WriteString(a.err, "> ")
-		}
-		line, err := lines.ReadString('\n')
-		if err != nil && (!errors.Is(err, io.EOF) || strings.TrimSpace(line) == "") {
-			if terminal {
-				_, _ = fmt.Fprintln(a.err)
+	return h.talk(ctx)
+}
+
+// input is a line that was typed, or why there is none.
+type input struct {
+	line string
+	err  error
+}
+
+// talk answers line after line.
+func (h *chat) talk(ctx context.Context) error {
+	lines, done := make(chan input), make(chan struct{})
+	defer close(done)
+	// Nothing ends a read of a terminal, so this goroutine is not waited for: it ends with the next line, or with the process.
+	go func() {
+		for r := bufio.NewReader(h.a.in); ; {
+			line, err := r.ReadString('\n')
+			select {
+			case lines <- input{line, err}:
+			case <-done:
+				return
 			}
-			if errors.Is(err, io.EOF) {
+			if err != nil {
+				return
+			}
+		}
+	}()
+	for {
+		if h.terminal {
+			_, _ = io.WriteString(h.a.err, "> ")
+		}
+		var in input
+		select {
+		case in = <-lines:
+		case <-h.interrupts:
+			_, _ = fmt.Fprintln(h.a.err)
+			return fault.New(fault.Interrupted, "interrupted", "The chat was interrupted.")
+		}
+		line := strings.TrimSpace(in.line)
+		if in.err != nil && line == "" {
+			if h.terminal {
+				_, _ = fmt.Fprintln(h.a.err)
+			}
+			if errors.Is(in.err, io.EOF) {
 				return nil
 			}
-			return fmt.Errorf("read a message: %w", err)
+			return fmt.Errorf("read a message: %w", in.err)
 		}
-		switch line = strings.TrimSpace(line); line {
-		case "":
-			continue
-		case "/bye", "/exit", "/quit":
-			return nil
-		case "/reset":
-			history = opening(system)
+		if line == "" {
 			continue
 		}
-		history = append(history, openai.Message{Role: "user", Content: openai.Content(line)})
-		var said strings.Builder
-		emit := a.emitter()
-		err = a.once(ctx, func(ctx context.Context, _ []string) error {
-			_, err := c.chat(ctx, p.name, history, f.sampling(), func(piece string) error {
-				said.WriteString(piece)
-				return emit(piece)
-			})
-			return err
-		})
-		_, _ = fmt.Fprintln(a.out)
-		history = append(history, openai.Message{Role: "assistant", Content: openai.Content(said.String())})
-		switch {
-		case err == nil:
-		case !terminal:
-			return err
-		default: // a person can go on, or try again
-			a.fail(err)
-			if said.Len() == 0 {
-				history = history[:len(history)-2]
+		over, isCommand := h.command(line)
+		if !isCommand {
+			if err := h.say(ctx, line); err != nil {
+				return err
 			}
 		}
+		if over || in.err != nil {
+			return nil
+		}
 	}
+}
+
+// slash is what a line begins with that is a command and no message: a path has another slash.
+var slash = regexp.MustCompile(`^/[A-Za-z?]*( |$)`)
+
+// command carries out a line that begins with a slash. over says that the chat ends.
+func (h *chat) command(line string) (over, isCommand bool) {
+	if !slash.MatchString(line) {
+		return false, false
+	}
+	switch strings.ToLower(line) {
+	case "/bye", "/exit", "/quit":
+		return true, true
+	case "/reset":
+		h.history = opening(h.system)
+		_, _ = fmt.Fprintln(h.a.err, "The conversation is forgotten.")
+	case "/help", "/?":
+		_, _ = io.WriteString(h.a.err, chatHelp)
+	default:
+		name, _, _ := strings.Cut(line, " ")
+		_, _ = fmt.Fprintf(h.a.err, "There is no command %q; /help lists them. Nothing was sent.\n", name)
+	}
+	return false, true
+}
+
+// say sends a message and streams the answer. An error ends the chat only where nobody is there to try again.
+func (h *chat) say(ctx context.Context, message string) error {
+	before := len(h.history)
+	h.history = append(h.history, openai.Message{Role: "user", Content: openai.Content(message)})
+	var said strings.Builder
+	emit := h.a.emitter()
+	if h.a.json {
+		emit = discard
+	}
+	var result answer
+	err := h.once(ctx, "The answer was interrupted.", func(ctx context.Context) (err error) {
+		result, err = h.c.chat(ctx, h.p.name, h.history, h.f.sampling(), func(piece string) error {
+			said.WriteString(piece)
+			return emit(piece)
+		})
+		return err
+	})
+	if !h.a.json {
+		_, _ = fmt.Fprintln(h.a.out)
+	}
+	if said.Len() == 0 && err != nil {
+		h.history = h.history[:before]
+	} else {
+		h.history = append(h.history, openai.Message{Role: "assistant", Content: openai.Content(said.String())})
+	}
+	switch {
+	case err == nil && h.a.json:
+		return h.a.printLine(result)
+	case err == nil || !h.terminal:
+		return err
+	}
+	h.a.fail(err) // a person can go on, or try again
+	return nil
 }
 
 func opening(system string) []openai.Message {
@@ -109,12 +207,25 @@ func opening(system string) []openai.Message {
 }
 
 // once runs f so that Ctrl-C ends it alone.
-func (a *app) once(ctx context.Context, f func(ctx context.Context, args []string) error) error {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt)
-	defer stop()
-	err := f(ctx, nil)
-	if err != nil && ctx.Err() != nil {
-		return &fault.Error{Kind: fault.Interrupted, Code: "interrupted", Message: "The answer was interrupted.", Err: err}
+func (h *chat) once(ctx context.Context, interrupted string, f func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan struct{})
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-h.interrupts:
+			cancel()
+		case <-ended:
+		}
+	}()
+	err := f(ctx)
+	stopped := ctx.Err() != nil
+	close(ended)
+	<-watched
+	if err != nil && stopped {
+		return &fault.Error{Kind: fault.Interrupted, Code: "interrupted", Message: interrupted, Err: err}
 	}
 	return err
 }

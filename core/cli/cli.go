@@ -4,6 +4,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"github.com/apiary-dev/apiary/core/config"
@@ -63,10 +65,19 @@ func Main(o Options) int {
 	root := a.root()
 	root.SetArgs(o.Args)
 	if err := root.ExecuteContext(context.Background()); err != nil {
+		a.json = a.json || wantsJSON(o.Args)
 		a.fail(err)
 		return fault.ExitCode(err)
 	}
 	return a.exit
+}
+
+// wantsJSON reports whether --json is among the arguments: a mistake in another option ends their parsing.
+func wantsJSON(args []string) bool {
+	if i := slices.Index(args, "--"); i >= 0 {
+		args = args[:i]
+	}
+	return slices.Contains(args, "--json")
 }
 
 func (a *app) root() *cobra.Command {
@@ -90,9 +101,8 @@ Environment:
 	f.StringVar(&a.addr, "addr", "", "agent to talk to, `host:port` or URL (default: APIARY_ADDR, the running agent, 127.0.0.1:7833)")
 	f.StringVar(&a.configPath, "config", "", "configuration `file` (default: APIARY_CONFIG, APIARY_HOME/config.hcl, /etc/apiary/config.hcl, the built-in one)")
 	f.BoolVar(&a.json, "json", false, "answer in JSON, for programs")
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return fault.New(fault.Invalid, "bad_flag", "%s; `%s --help` lists the options.", sentence(err.Error())[:len(sentence(err.Error()))-1], c.CommandPath())
-	})
+	root.SetFlagErrorFunc(flagError)
+	root.SetHelpCommand(helpCommand())
 	return root
 }
 
@@ -104,22 +114,74 @@ func (a *app) holder(name, short string, subs ...*cobra.Command) *cobra.Command 
 		if len(args) == 0 {
 			return c.Help()
 		}
-		hint := ""
-		if near := c.SuggestionsFor(args[0]); len(near) > 0 {
-			hint = fmt.Sprintf(" Did you mean `%s %s`?", c.CommandPath(), near[0])
-		}
-		return fault.New(fault.Invalid, "unknown_command", "There is no command %q in `%s`.%s `%s --help` lists them.", args[0], c.CommandPath(), hint, c.CommandPath())
+		return unknownCommand(c, args[0])
 	}
-	c.SuggestionsMinimumDistance = 2
 	c.AddCommand(subs...)
 	return c
 }
 
-// argCount checks the number of positional arguments and says what is missing.
+// unknownCommand says that c has no command called name, and which may have been meant.
+func unknownCommand(c *cobra.Command, name string) error {
+	hint := ""
+	for distance := 1; distance <= 2 && hint == ""; distance++ {
+		c.SuggestionsMinimumDistance = distance
+		near := c.SuggestionsFor(name)
+		if len(near) > 0 {
+			i := max(0, slices.IndexFunc(near, func(s string) bool { return strings.HasPrefix(s, name) }))
+			hint = fmt.Sprintf(" Did you mean `%s %s`?", c.CommandPath(), near[i])
+		}
+	}
+	return fault.New(fault.Invalid, "unknown_command", "There is no command %q in `%s`.%s `%s --help` lists them.", name, c.CommandPath(), hint, c.CommandPath())
+}
+
+// helpCommand is cobra's, but for a name that is none, which is an error here.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{Use: "help [COMMAND]", Short: "Show the help of a command", Args: cobra.ArbitraryArgs, RunE: func(c *cobra.Command, args []string) error {
+		of, rest, err := c.Root().Find(args)
+		if err != nil {
+			return err
+		}
+		if len(rest) > 0 {
+			return unknownCommand(of, rest[0])
+		}
+		of.InitDefaultHelpFlag()
+		return of.Help()
+	}}
+}
+
+// flagError says what is wrong with an option, without the words of the parser of numbers.
+func flagError(c *cobra.Command, err error) error {
+	text := strings.TrimSuffix(sentence(err.Error()), ".")
+	if e, ok := errors.AsType[*pflag.NotExistError](err); ok {
+		text = "There is no option --" + e.GetSpecifiedName()
+		if e.GetSpecifiedShortnames() != "" {
+			text = "There is no option -" + e.GetSpecifiedName()
+		}
+	} else if e, ok := errors.AsType[*pflag.ValueRequiredError](err); ok {
+		text = fmt.Sprintf("The option --%s needs a value", e.GetFlag().Name)
+	} else if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		what := "another value"
+		switch e.GetFlag().Value.Type() {
+		case "int", "int64":
+			what = "a whole number"
+		case "float64":
+			what = "a number"
+		case "bool":
+			what = "true or false"
+		}
+		text = fmt.Sprintf("The option --%s takes %s, not %q", e.GetFlag().Name, what, e.GetValue())
+	}
+	return fault.New(fault.Invalid, "bad_flag", "%s; `%s --help` lists the options.", text, c.CommandPath())
+}
+
+// argCount checks the number of positional arguments and says what is missing. The first one is never empty.
 func argCount(least, most int, usage string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if len(args) < least || (most >= 0 && len(args) > most) {
-			return fault.New(fault.Invalid, "bad_arguments", "The command is `%s %s`; it was given %s.", c.CommandPath(), usage, plural(len(args), "argument"))
+			return fault.New(fault.Invalid, "bad_arguments", "The command is `%s`; it was given %s.", strings.TrimSpace(c.CommandPath()+" "+usage), plural(len(args), "argument"))
+		}
+		if len(args) > 0 && strings.TrimSpace(args[0]) == "" {
+			return fault.New(fault.Invalid, "bad_arguments", "The first argument of `%s %s` is empty; give it, or leave it out where the help says that it may be.", c.CommandPath(), usage)
 		}
 		return nil
 	}

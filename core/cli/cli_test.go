@@ -30,13 +30,31 @@ func TestUnknownCommandsAreInvalid(t *testing.T) {
 		{[]string{"worker", "spwan"}, "Did you mean `apiary worker spawn`?"},
 		{[]string{"model", "get"}, "`apiary model get MODEL`; it was given 0 arguments"},
 		{[]string{"status", "--nonsense"}, "`apiary status --help`"},
-		{[]string{"worker", "spawn", "--slots", "many", "m"}, "`apiary worker spawn --help`"},
+		{[]string{"worker", "spawn", "--slots", "many", "m"}, "The option --slots takes a whole number, not \"many\"; `apiary worker spawn --help`"},
+		{[]string{"run", "--temperature", "hot"}, "The option --temperature takes a number, not \"hot\"; `apiary run --help`"},
+		{[]string{"run", "--seed"}, "The option --seed needs a value; `apiary run --help`"},
+		{[]string{"worker", "logs", "x", "-n", "many"}, "The option --lines takes a whole number, not \"many\""},
+		{[]string{"status", "-x"}, "There is no option -x; `apiary status --help`"},
+		{[]string{"stat"}, "Did you mean `apiary status`?"},
+		{[]string{"satus"}, "Did you mean `apiary status`?"},
+		{[]string{"help", "nosuch"}, "There is no command \"nosuch\" in `apiary`."},
+		{[]string{"help", "model", "fetch"}, "There is no command \"fetch\" in `apiary model`."},
+		{[]string{"run", ""}, "The first argument of `apiary run [MODEL] [PROMPT]` is empty"},
+		{[]string{"model", "pull", " "}, "The first argument of `apiary model pull MODEL` is empty"},
+		{[]string{"run", "m", "--max-tokens", "0"}, "--max-tokens is 0 and must be at least 1"},
+		{[]string{"run", "m", "x", "--temperature", "nan"}, "--temperature is NaN and must be from 0 to 2"},
+		{[]string{"run", "--temperature", "2.1"}, "--temperature is 2.1 and must be from 0 to 2"},
+		{[]string{"chat", "m", "--top-p", "0"}, "--top-p is 0 and must be more than 0 and at most 1"},
+		{[]string{"chat", "m", "--min-p", "1"}, "--min-p is 1 and must be at least 0 and less than 1"},
+		{[]string{"run", "m", "--seed", "-1"}, "--seed is -1 and must not be negative"},
+		{[]string{"worker", "logs", "x", "-n", "0"}, "--lines is 0 and must be from 1 to 10,000"},
+		{[]string{"worker", "logs", "x", "-n", "-3"}, "--lines is -3 and must be from 1 to 10,000"},
 	} {
 		a, _, stderr := testApp("")
 		root := a.root()
 		root.SetArgs(c.args)
 		err := root.Execute()
-		if fault.ExitCode(err) != 2 || !strings.Contains(fault.As(err).Message, c.says) {
+		if fault.ExitCode(err) != 2 || !strings.Contains(fault.As(err).Message, c.says) || strings.Contains(fault.As(err).Message, "strconv") {
 			t.Errorf("%q: exit %d, %v", c.args, fault.ExitCode(err), err)
 		}
 		if stderr.Len() != 0 {
@@ -45,6 +63,12 @@ func TestUnknownCommandsAreInvalid(t *testing.T) {
 	}
 	a, out, _ := testApp("")
 	root := a.root()
+	root.SetArgs([]string{"help", "model", "pull"})
+	if err := root.Execute(); err != nil || !strings.Contains(out.String(), "apiary model pull MODEL") {
+		t.Errorf("help of a command: %v\n%s", err, out)
+	}
+	a, out, _ = testApp("")
+	root = a.root()
 	root.SetArgs([]string{"model"})
 	if err := root.Execute(); err != nil || !strings.Contains(out.String(), "pull") {
 		t.Errorf("a holder alone: %v\n%s", err, out)
@@ -168,8 +192,56 @@ func TestStoryOnATerminal(t *testing.T) {
 	b.Reset()
 	s.narrate(contract.Narration{Action: "fetch", Message: "fetched", Progress: &contract.Progress{Done: 2000, Total: 2000, Unit: "bytes"}})
 	s.done("ready")
-	if got := b.String(); !strings.Contains(got, strings.Repeat("█", barWidth)+" 2 kB") || !strings.HasSuffix(got, "\r\x1b[Kengine ready\n") {
+	if got := b.String(); !strings.Contains(got, strings.Repeat("█", barWidth)+" 2.0 KiB") || !strings.HasSuffix(got, "\r\x1b[Kengine ready\n") {
 		t.Errorf("the end is %q", got)
+	}
+}
+
+// TestPlainOutsideATerminal: neither bars nor characters that only a terminal's font may have go into a pipe.
+func TestPlainOutsideATerminal(t *testing.T) {
+	var b bytes.Buffer
+	s := newStory(&b, func(string) string { return "" })
+	s.step("engine ")
+	s.narrate(contract.Narration{Action: "fetch", Message: "fetching x… y", Progress: &contract.Progress{Done: 1, Total: 50, Unit: "bytes"}})
+	s.done("%s", engineLine(s, contract.Engine{Name: "llama.cpp", Version: "3.21.1", Build: "llama.cpp 0.4.0", Platform: "linux-x64", SizeBytes: 2 * contract.MiB}))
+	want := "engine: fetching x... y\nengine: installed llama.cpp 3.21.1 (0.4.0) for linux-x64 · 2.0 MiB · verified · self-test ok\n"
+	if diff := cmp.Diff(want, b.String()); diff != "" {
+		t.Error(diff)
+	}
+	a, _, stderr := testApp("")
+	a.fail(fault.New(fault.Invalid, "x", "The line is too long…"))
+	if strings.Contains(stderr.String(), "…") {
+		t.Errorf("an error in a pipe: %s", stderr)
+	}
+}
+
+// TestInterruptedStory: what is drawn goes away at once, and nothing is drawn afterwards.
+func TestInterruptedStory(t *testing.T) {
+	var b bytes.Buffer
+	s := &story{w: &b, terminal: true, width: func() int { return 60 }, now: time.Now}
+	progress := contract.Narration{Action: "fetch", Message: "fetching", Progress: &contract.Progress{Done: 1, Total: 2, Unit: "bytes"}}
+	s.step("engine ")
+	s.narrate(progress)
+	s.hush()
+	if got := b.String(); !strings.HasSuffix(got, "\r\x1b[K") {
+		t.Errorf("the line stays: %q", got)
+	}
+	b.Reset()
+	s.narrate(progress)
+	s.end()
+	if b.Len() != 0 {
+		t.Errorf("drawn after the interrupt: %q", &b)
+	}
+}
+
+func TestTinyAnswersHaveNoRate(t *testing.T) {
+	for pieces, want := range map[int]bool{2: false, 15: false, 40: true} {
+		var a answer
+		now := time.Now()
+		a.measure(now, now.Add(time.Millisecond), now.Add(time.Second), pieces)
+		if got := a.TokensPerS > 0; got != want || got != strings.Contains(a.summary(), "tokens/s") {
+			t.Errorf("%d tokens: %s", pieces, a.summary())
+		}
 	}
 }
 
@@ -235,9 +307,9 @@ func TestNumbers(t *testing.T) {
 			t.Errorf("%d is written %s", n, got)
 		}
 	}
-	for n, want := range map[uint64]string{12: "12 B", 8_900_000: "8.9 MB", 1_185_600: "1.2 MB", 2_100_000_000: "2.1 GB"} {
-		if got := megabytes(n); got != want {
-			t.Errorf("%d bytes are written %s", n, got)
+	for ms, want := range map[int64]string{754: "754 ms", 1600: "2 s", 59_400: "59 s", 119_000: "2 m", 3_540_000: "59 m", 3 * 3_600_000: "3 h", 72 * 3_600_000: "3 d"} {
+		if got := age(ms); got != want {
+			t.Errorf("%d ms are written %s, want %s", ms, got, want)
 		}
 	}
 }

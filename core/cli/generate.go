@@ -18,13 +18,16 @@ import (
 	"github.com/apiary-dev/apiary/core/openai"
 )
 
+// leastForRate is how many tokens an answer has at least whose rate says something.
+const leastForRate = 16
+
 // answer is what a request gave, with its times as the client saw them.
 type answer struct {
 	Text         string        `json:"text"`
 	FinishReason string        `json:"finish_reason"`
 	Usage        *openai.Usage `json:"usage,omitempty"`
 	FirstMS      float64       `json:"first_ms"`
-	TokensPerS   float64       `json:"tokens_per_s"`
+	TokensPerS   float64       `json:"tokens_per_s,omitempty"` // 0: too few tokens to say
 	Model        string        `json:"model"`
 }
 
@@ -116,7 +119,7 @@ func (a *answer) measure(began, first, last time.Time, pieces int) {
 	if a.Usage != nil {
 		n = a.Usage.CompletionTokens
 	}
-	if d := last.Sub(first); n > 1 && d > 0 {
+	if d := last.Sub(first); n >= leastForRate && d > 0 {
 		a.TokensPerS = float64(n-1) / d.Seconds()
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"github.com/apiary-dev/apiary/core/agent"
 	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
@@ -54,6 +53,12 @@ func (a *app) deviceCommand() *cobra.Command {
 	return a.holder("device", "Look at the devices", list)
 }
 
+// credentialView is a credential as programs see it: without its value.
+type credentialView struct {
+	Name  string   `json:"name"`
+	Hosts []string `json:"hosts,omitempty"`
+}
+
 func (a *app) credentialCommand() *cobra.Command {
 	var hosts []string
 	set := &cobra.Command{Use: "set NAME", Short: "Store a credential, read from the terminal or from standard input", Args: argCount(1, 1, "NAME"),
@@ -68,6 +73,9 @@ func (a *app) credentialCommand() *cobra.Command {
 			}
 			if err := store.Set(args[0], value, hosts); err != nil {
 				return err
+			}
+			if a.json {
+				return a.printJSON(credentialView{args[0], hosts})
 			}
 			_, err = fmt.Fprintf(a.err, "Stored credential %s; it is sent to %s only.\n", args[0], strings.Join(hosts, ", "))
 			return err
@@ -84,7 +92,11 @@ func (a *app) credentialCommand() *cobra.Command {
 				return err
 			}
 			if a.json {
-				return a.printJSON(all)
+				views := make([]credentialView, 0, len(all))
+				for _, c := range all {
+					views = append(views, credentialView{c.Name, c.Hosts})
+				}
+				return a.printJSON(views)
 			}
 			rows := make([][]string, 0, len(all))
 			for _, c := range all {
@@ -100,6 +112,9 @@ func (a *app) credentialCommand() *cobra.Command {
 			}
 			if err := store.Remove(args[0]); err != nil {
 				return err
+			}
+			if a.json {
+				return a.printJSON(credentialView{Name: args[0]})
 			}
 			_, err = fmt.Fprintf(a.err, "Removed credential %s.\n", args[0])
 			return err
@@ -147,11 +162,7 @@ func (a *app) configCommand() *cobra.Command {
 			}
 			cfg, err := a.loadConfig()
 			if diags, ok := errors.AsType[config.Diagnostics](err); ok && a.json {
-				if err := a.printJSON(map[string]any{"valid": false, "diagnostics": diags}); err != nil {
-					return err
-				}
-				a.exit = fault.ExitCode(fault.New(fault.Invalid, "", ""))
-				return nil
+				return errors.Join(a.printJSON(map[string]any{"valid": false, "diagnostics": diags}), err)
 			}
 			if err != nil {
 				return err
@@ -207,6 +218,7 @@ func (a *app) agentCommand() *cobra.Command {
 	var insecure, dump, background bool
 	c := &cobra.Command{Use: "agent", Short: "Run an agent in the foreground: queen, hive or both, as configured", Args: argCount(0, 0, "")}
 	c.Long = c.Short + ".\n\nSIGTERM stops it: it refuses new requests, lets running ones finish, and leaves the workers alone. A second SIGTERM makes it hurry."
+	c.Flags().StringVar(&a.addr, "addr", "", "the address to listen on as queen, `host:port` (default: APIARY_ADDR, queen.listen of the configuration)")
 	c.Flags().BoolVar(&insecure, "insecure-i-know", false, "listen where other machines can connect, although there are no keys and certificates")
 	c.Flags().BoolVar(&dump, "dump-routes", false, "print the table of routes and exit")
 	c.Flags().BoolVar(&background, "background", false, "log to agent.log in the data folder")
@@ -216,5 +228,3 @@ func (a *app) agentCommand() *cobra.Command {
 	}
 	return c
 }
-
-var _ = agent.Run

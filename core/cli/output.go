@@ -2,11 +2,14 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
 	"unicode/utf8"
 
+	"github.com/apiary-dev/apiary/core/config"
+	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 )
 
@@ -60,16 +63,39 @@ func (a *app) fail(err error) {
 	e := fault.As(err)
 	switch {
 	case a.json:
-		w := fault.Wire(err, "")
-		w.Message = e.Message // this is the caller's own terminal: nothing to hide
-		_ = json.NewEncoder(a.err).Encode(map[string]any{"error": w, "exit_code": fault.ExitCode(err)})
+		_ = json.NewEncoder(a.err).Encode(failure(err))
 	case e.Kind == fault.Interrupted:
 		_, _ = fmt.Fprintln(a.err, "Interrupted.")
 	case strings.HasPrefix(e.Message, "Error: "):
-		_, _ = fmt.Fprintln(a.err, strings.TrimRight(e.Message, "\n"))
+		_, _ = fmt.Fprintln(a.err, plain(strings.TrimRight(e.Message, "\n"), isTerminal(a.err)))
 	default:
-		_, _ = fmt.Fprintln(a.err, "Error: "+sentence(e.Message))
+		_, _ = fmt.Fprintln(a.err, "Error: "+plain(sentence(e.Message), isTerminal(a.err)))
 	}
+}
+
+// failureBody is how an error is told under --json: one object on stderr.
+type failureBody struct {
+	Error struct {
+		contract.Error
+		Diagnostics config.Diagnostics `json:"diagnostics,omitempty"` // of a configuration: each mistake by itself
+	} `json:"error"`
+	ExitCode int `json:"exit_code"`
+}
+
+func failure(err error) failureBody {
+	b := failureBody{ExitCode: fault.ExitCode(err)}
+	b.Error.Error = fault.Wire(err, "")
+	b.Error.Message = fault.As(err).Message // this is the caller's own terminal: nothing to hide
+	b.Error.Diagnostics, _ = errors.AsType[config.Diagnostics](err)
+	return b
+}
+
+// plain writes an ellipsis as three dots where it does not go to a terminal, which alone is known to show it.
+func plain(s string, terminal bool) string {
+	if terminal {
+		return s
+	}
+	return strings.ReplaceAll(s, "…", "...")
 }
 
 // sentence makes a full sentence of a message that came from a library: it starts with a capital and ends with a full stop.
@@ -107,17 +133,4 @@ func thousands(n int) string {
 		s = s[:i] + "," + s[i:]
 	}
 	return s
-}
-
-// megabytes writes an amount in the powers of ten that vendors and browsers show for downloads.
-func megabytes(n uint64) string {
-	switch {
-	case n >= 1e9:
-		return fmt.Sprintf("%.1f GB", float64(n)/1e9)
-	case n >= 1e6:
-		return fmt.Sprintf("%.1f MB", float64(n)/1e6)
-	case n >= 1e3:
-		return fmt.Sprintf("%.0f kB", float64(n)/1e3)
-	}
-	return fmt.Sprintf("%d B", n)
 }

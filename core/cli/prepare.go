@@ -66,7 +66,7 @@ func (c *conn) prepare(ctx context.Context, a *app, s *story, arg string) (prepa
 }
 
 // find looks a name up at the queen: the model it stands for, which has no id while it is not fetched, and a worker of it that
-// serves, or else one that is starting.
+// serves, or else one that is starting. A bare name that stands for nothing is fault.NotFound.
 func (c *conn) find(ctx context.Context, ref string) (contract.ModelView, *contract.WorkerView, error) {
 	view := contract.ModelView{Source: ref}
 	st, err := client.Run[contract.Status](ctx, c.Client, op{Operation: contract.OpStatus}, nil)
@@ -79,6 +79,10 @@ func (c *conn) find(ctx context.Context, ref string) (contract.ModelView, *contr
 		view = st.Models[i]
 	}
 	if view.ID == "" {
+		if !strings.Contains(view.Source, ":") {
+			return view, nil, fault.New(fault.NotFound, "model_not_found",
+				"The model %q is neither in the configuration nor in the catalog; `apiary model list` shows the names, and file:PATH is a model of your own.", ref)
+		}
 		return view, nil, nil
 	}
 	of := func(want func(contract.WorkerView) bool) *contract.WorkerView {
@@ -201,6 +205,6 @@ func (c *conn) prepareEngine(ctx context.Context, a *app, s *story) error {
 	if err != nil {
 		return err
 	}
-	s.done("%s", engineLine(e))
+	s.done("%s", engineLine(s, e))
 	return nil
 }

@@ -43,6 +43,28 @@ func (f *samplingFlags) add(c *cobra.Command) {
 	c.Flags().Int64Var(&f.seed, "seed", 0, "the same `number` gives the same answer (default: another one each time)")
 }
 
+// check refuses what no worker takes, before anything is started for it.
+func (f *samplingFlags) check() error {
+	given := f.command.Flags().Changed
+	for _, c := range []struct {
+		name string
+		ok   bool
+		v    any
+		must string
+	}{
+		{"max-tokens", f.tokens >= 1, f.tokens, "be at least 1; leave it out for as much as fits"},
+		{"temperature", f.temperature >= 0 && f.temperature <= 2, f.temperature, "be from 0 to 2"},
+		{"top-p", f.topP > 0 && f.topP <= 1, f.topP, "be more than 0 and at most 1"},
+		{"min-p", f.min >= 0 && f.min < 1, f.min, "be at least 0 and less than 1"},
+		{"seed", f.seed >= 0, f.seed, "not be negative"},
+	} {
+		if given(c.name) && !c.ok {
+			return fault.New(fault.Invalid, "bad_flag", "--%s is %v and must %s.", c.name, c.v, c.must)
+		}
+	}
+	return nil
+}
+
 func (f *samplingFlags) sampling() openai.Sampling {
 	var s openai.Sampling
 	given := f.command.Flags().Changed
@@ -74,6 +96,9 @@ A model with a chat template answers; one without continues the text. The prompt
 standard input. The answer goes to standard output, everything else to standard error.`
 	f.add(c)
 	c.RunE = interruptible(func(ctx context.Context, args []string) error {
+		if err := f.check(); err != nil {
+			return err
+		}
 		if len(args) == 0 {
 			return a.tellStory(ctx, f)
 		}
@@ -84,8 +109,8 @@ standard input. The answer goes to standard output, everything else to standard 
 
 // tellStory is the first minute: everything that is missing is fetched, then the small model tells a story.
 func (a *app) tellStory(ctx context.Context, f samplingFlags) error {
-	s := newStory(a.err, a.getenv)
-	defer s.clear()
+	s := a.story(ctx)
+	defer s.end()
 	c, err := a.ensure(ctx, s)
 	if err != nil {
 		return err
@@ -111,7 +136,7 @@ func (a *app) tellStory(ctx context.Context, f samplingFlags) error {
 	result, err := c.complete(ctx, p.name, storyPrompt, sampling, emit)
 	if !a.json {
 		end := "\n"
-		if result.FinishReason == contract.FinishLength {
+		if result.FinishReason == contract.FinishLength && isTerminal(a.out) {
 			end = "…\n"
 		}
 		_, _ = io.WriteString(a.out, end)
@@ -154,18 +179,25 @@ func discard(string) error { return nil }
 
 // answer runs one prompt.
 func (a *app) answer(ctx context.Context, model, prompt string, f samplingFlags) error {
-	s := newStory(a.err, a.getenv)
-	defer s.clear()
+	s := a.story(ctx)
+	defer s.end()
 	c, err := a.ensure(ctx, s)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	p, err := c.prepare(ctx, a, s, model)
+	ref, err := reference(model)
 	if err != nil {
 		return err
 	}
+	if _, _, err := c.find(ctx, ref); err != nil {
+		return err // before the prompt is asked for: there is nobody to answer it
+	}
 	if prompt, err = a.prompt(model, prompt); err != nil {
+		return err
+	}
+	p, err := c.prepare(ctx, a, s, model)
+	if err != nil {
 		return err
 	}
 	emit := a.emitter()
@@ -205,7 +237,7 @@ func (a *app) prompt(model, given string) (string, error) {
 		return given, nil
 	}
 	if isTerminal(a.in) && given == "" {
-		return "", fault.New(fault.Invalid, "no_prompt", "What should the model answer? Write `%s run %s \"…\"`, or `%s chat %s` to talk.", me(), model, me(), model)
+		return "", fault.New(fault.Invalid, "no_prompt", "What should the model answer? Write `%s run %s \"Hello!\"`, or `%s chat %s` to talk.", me(), model, me(), model)
 	}
 	b, err := io.ReadAll(io.LimitReader(a.in, maxPrompt+1))
 	switch {
@@ -214,7 +246,7 @@ func (a *app) prompt(model, given string) (string, error) {
 	case len(b) > maxPrompt:
 		return "", fault.New(fault.Invalid, "prompt_too_large", "The prompt on standard input is larger than %s.", contract.Bytes(maxPrompt))
 	case strings.TrimSpace(string(b)) == "":
-		return "", fault.New(fault.Invalid, "no_prompt", "The prompt on standard input is empty; write `%s run %s \"…\"`.", me(), model)
+		return "", fault.New(fault.Invalid, "no_prompt", "The prompt on standard input is empty; write `%s run %s \"Hello!\"`.", me(), model)
 	}
 	return strings.TrimSuffix(string(b), "\n"), nil
 }

@@ -54,6 +54,9 @@ func (a *app) ensure(ctx context.Context, s *story) (*conn, error) {
 	}
 	var b *background
 	if !locked {
+		if _, err := a.loadAgentConfig(); err != nil {
+			return nil, err // the agent would say the same, but only in its log
+		}
 		if b, err = a.startAgent(t); err != nil {
 			return nil, err
 		}

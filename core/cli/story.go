@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -23,11 +25,26 @@ type story struct {
 	terminal bool
 	width    func() int
 	now      func() time.Time
+	stop     func() bool // ends the watch over the context of the command; nil: there is none
 
-	label string // of the current step, padded: "engine "
-	drawn bool   // the current line has something on it that must be erased
+	mu    sync.Mutex // guards the fields below
+	quiet bool       // nothing is drawn any more
+	label string     // of the current step, padded: "engine "
+	drawn bool       // the current line has something on it that must be erased
 	last  time.Time
 	long  string // the action that was last said in a pipe
+}
+
+// story begins the story of a command, which says nothing to programs. When ctx ends, as by Ctrl-C, what is drawn goes away at
+// once: the command may still take a while, and a second Ctrl-C ends it where it is. The caller ends the story.
+func (a *app) story(ctx context.Context) *story {
+	w := a.err
+	if a.json && !isTerminal(w) {
+		w = io.Discard
+	}
+	s := newStory(w, a.getenv)
+	s.stop = context.AfterFunc(ctx, s.hush)
+	return s
 }
 
 // newStory tells to a file, which is looked at to see if it is a terminal, or to any other writer.
@@ -45,22 +62,42 @@ func newStory(w io.Writer, getenv func(string) string) *story {
 	return s
 }
 
+// end erases what is drawn.
+func (s *story) end() {
+	if s.stop != nil {
+		s.stop()
+	}
+	s.clear()
+}
+
+// hush erases what is drawn and draws nothing more.
+func (s *story) hush() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.quiet = true
+	s.erase()
+}
+
 // step begins a step.
 func (s *story) step(label string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.label, s.long, s.last = label, "", time.Time{}
 }
 
 // narrate shows a line of a job's narration.
 func (s *story) narrate(n contract.Narration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if n.Level == "warn" || n.Level == "error" {
-		s.line(s.prefix() + printable(n.Message))
+		s.write(s.prefix() + printable(n.Message))
 		return
 	}
 	if !s.terminal {
 		// A pipe gets one line for each thing that takes long, when it begins; how it ended is said by done.
 		if n.Progress != nil && n.Action != s.long {
 			s.long = n.Action
-			s.line(s.prefix() + printable(n.Message))
+			s.write(s.prefix() + printable(n.Message))
 		}
 		return
 	}
@@ -71,7 +108,7 @@ func (s *story) narrate(n contract.Narration) {
 	}
 	text := s.label + n.Message
 	if p := n.Progress; p != nil && p.Total > 0 {
-		text = s.label + bar(p.Done, p.Total) + " " + amount(*p) + " · " + n.Message
+		text = s.label + s.bar(p.Done, p.Total) + amount(*p) + " · " + n.Message
 	}
 	s.draw(text)
 }
@@ -80,7 +117,9 @@ func complete(p *contract.Progress) bool { return p != nil && p.Total > 0 && p.D
 
 // done ends the step with a line that stays.
 func (s *story) done(format string, args ...any) {
-	s.line(s.prefix() + fmt.Sprintf(format, args...))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.write(s.prefix() + fmt.Sprintf(format, args...))
 	s.label = ""
 }
 
@@ -94,12 +133,24 @@ func (s *story) prefix() string {
 
 // line prints a line that stays.
 func (s *story) line(text string) {
-	s.clear()
-	_, _ = fmt.Fprintln(s.w, text)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.write(text)
 }
 
 // clear erases what is drawn and not to stay.
 func (s *story) clear() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.erase()
+}
+
+func (s *story) write(text string) {
+	s.erase()
+	_, _ = fmt.Fprintln(s.w, plain(text, s.terminal))
+}
+
+func (s *story) erase() {
 	if s.drawn {
 		_, _ = io.WriteString(s.w, "\r\x1b[K")
 		s.drawn = false
@@ -107,6 +158,9 @@ func (s *story) clear() {
 }
 
 func (s *story) draw(text string) {
+	if s.quiet {
+		return
+	}
 	_, _ = io.WriteString(s.w, "\r\x1b[K"+clip(printable(text), s.width()-1))
 	s.drawn = true
 }
@@ -130,6 +184,14 @@ func clip(s string, width int) string {
 
 const barWidth = 20
 
+// bar draws how much of total is done, on a terminal, and a space after it.
+func (s *story) bar(done, total uint64) string {
+	if !s.terminal {
+		return ""
+	}
+	return bar(done, total) + " "
+}
+
 // bar draws how much of total is done.
 func bar(done, total uint64) string {
 	n := barWidth
@@ -143,9 +205,9 @@ func amount(p contract.Progress) string {
 	switch p.Unit {
 	case "bytes":
 		if p.Done >= p.Total {
-			return megabytes(p.Total)
+			return contract.Bytes(p.Total).String()
 		}
-		return megabytes(p.Done) + " of " + megabytes(p.Total)
+		return contract.Bytes(p.Done).String() + " of " + contract.Bytes(p.Total).String()
 	case "percent":
 		return fmt.Sprintf("%d %%", p.Done*100/max(p.Total, 1))
 	}

@@ -3,7 +3,9 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"slices"
 	"strings"
@@ -44,7 +46,7 @@ func (a *app) workerSpawn() *cobra.Command {
 		}
 		spawn.Operation, spawn.Model, spawn.Wait, spawn.Worker.Name = contract.OpWorkerSpawn, ref, !noWait, kind
 		started := time.Now()
-		return fetch(ctx, a, spawn, "worker ", func(w contract.WorkerSpawned) string {
+		return fetch(ctx, a, spawn, "worker ", func(_ *story, w contract.WorkerSpawned) string {
 			word := "started"
 			switch {
 			case w.Existing:
@@ -102,12 +104,18 @@ func outcome(o string) string {
 	return o
 }
 
+// maxLogLines is as many lines as WorkerLogs gives.
+const maxLogLines = 10_000
+
 func (a *app) workerLogs() *cobra.Command {
 	ref := contract.WorkerRef{Operation: contract.OpWorkerLogs}
 	c := &cobra.Command{Use: "logs ID", Short: "Print the last lines of a worker's log, also of one that has ended", Args: argCount(1, 1, "ID")}
 	c.Flags().IntVarP(&ref.Lines, "lines", "n", 100, "`lines`, at most 10,000")
 	hiveFlag(c, &ref.HiveID)
 	c.RunE = interruptible(func(ctx context.Context, args []string) error {
+		if ref.Lines < 1 || ref.Lines > maxLogLines {
+			return fault.New(fault.Invalid, "bad_flag", "--lines is %d and must be from 1 to 10,000.", ref.Lines)
+		}
 		ref.WorkerID = args[0]
 		return ask(ctx, a, ref, func(l contract.WorkerLogLines) error {
 			for _, line := range l.Lines {
@@ -128,8 +136,12 @@ func (a *app) workerTest() *cobra.Command {
 	c.Flags().BoolVar(&withSecret, "secret-stdin", false, "read the worker's secret from standard input")
 	c.RunE = interruptible(func(ctx context.Context, args []string) error {
 		base := strings.TrimSuffix(args[0], "/")
-		if u, err := url.Parse(base); err != nil || u.Scheme == "" || u.Host == "" {
+		u, err := url.Parse(base)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
 			return fault.New(fault.Invalid, "bad_url", "%q is not a URL; write for example http://127.0.0.1:7855.", args[0])
+		}
+		if err := reachable(ctx, base); err != nil {
+			return err
 		}
 		key, err := a.workerSecret(ctx, base, withSecret)
 		if err != nil {
@@ -159,6 +171,15 @@ func (a *app) workerTest() *cobra.Command {
 		return ctx.Err()
 	})
 	return c
+}
+
+// reachable reports that nobody listens at a URL: a suite would say only that its first check failed.
+func reachable(ctx context.Context, base string) error {
+	_, err := get(ctx, base+"/health")
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		return fault.New(fault.Unavailable, "no_worker", "No worker answers at %s, because nobody accepts a connection there; is it running, and is that its port?", base)
+	}
+	return nil
 }
 
 // workerSecret finds the secret for a worker: given on standard input, or derived where the queen lists a worker at that
@@ -277,9 +298,16 @@ func workerState(w contract.WorkerView) string {
 	return s
 }
 
+// age writes a time in its largest unit, rounded.
 func age(ms int64) string {
-	if ms < 1000 {
-		return fmt.Sprintf("%d ms", ms)
+	d := time.Duration(ms) * time.Millisecond
+	for _, u := range []struct {
+		size time.Duration
+		name string
+	}{{24 * time.Hour, "d"}, {time.Hour, "h"}, {time.Minute, "m"}, {time.Second, "s"}} {
+		if d >= u.size {
+			return fmt.Sprintf("%d %s", d.Round(u.size)/u.size, u.name)
+		}
 	}
-	return (time.Duration(ms) * time.Millisecond).Round(time.Second).String()
+	return fmt.Sprintf("%d ms", ms)
 }
