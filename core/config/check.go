@@ -1,6 +1,7 @@
 package config
 
 import (
+	"net"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -62,7 +63,9 @@ func (d *decoder) checkElement(c *Config, g *group, b *hclsyntax.Block, bound *b
 				where = place("aliases")
 			}
 			if before, ok := names.models[n]; ok && n != "" && (i > 0 || before.Start.Line != at.Start.Line) {
-				if i > 0 || !d.duplicated(where) {
+				if a := b.Body.Attributes["aliases"]; i > 0 && isForeign(a.Expr) {
+					d.add("Duplicate name", where, "An alias is the name or an alias of a model already, on line %d. %s", before.Start.Line, hidden)
+				} else if i > 0 || !d.duplicated(where) {
 					d.add("Duplicate name", where, "%q is the name or an alias of a model already, on line %d; a client would not know which one it gets", n, before.Start.Line)
 				}
 				continue
@@ -180,6 +183,19 @@ func (d *decoder) check(c *Config) {
 	}
 	if c.Queen.Listen != "" && c.Queen.Listen == c.Hive.Listen && !strings.HasSuffix(c.Queen.Listen, ":0") {
 		d.add("Wrong value", d.place(&c.Hive.Listen, &c.Queen.Listen), "The queen and the hive both listen on %s; give one of them another port", c.Hive.Listen)
+	}
+	for _, l := range []struct {
+		role string
+		p    *string
+	}{{RoleQueen, &c.Queen.Listen}, {RoleHive, &c.Hive.Listen}} {
+		_, port, err := net.SplitHostPort(*l.p)
+		if err != nil || !c.Agent.Has(l.role) {
+			continue
+		}
+		if n, err := parsePort(port); err == nil && n >= c.Hive.WorkerPorts[0] && n <= c.Hive.WorkerPorts[1] {
+			d.add("Wrong value", d.place(&c.Hive.WorkerPorts, l.p), "The %s listens on port %d, which is one of the worker_ports %d-%d; a worker could take it, so keep them apart",
+				l.role, n, c.Hive.WorkerPorts[0], c.Hive.WorkerPorts[1])
+		}
 	}
 	for i, h := range c.Queen.Hives {
 		if u, err := url.Parse(h); err == nil {

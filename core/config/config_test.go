@@ -59,7 +59,8 @@ func TestBadConfigurations(t *testing.T) {
 	}
 	for _, f := range files {
 		t.Run(filepath.Base(f), func(t *testing.T) {
-			c, err := Load(Options{Path: f, Env: environment(map[string]string{"EMPTY": ""})})
+			c, err := Load(Options{Path: f, Env: environment(map[string]string{"EMPTY": "", "CANARY": "a canary value", "CANARY_ADDRESS": "127.0.0.1:canary",
+				"CANARY_ARGUMENT": "--port=canary\x00", "CANARY_NAME": "canary-name"})})
 			if err == nil || c != nil {
 				t.Fatalf("loaded: %v %v", c, err)
 			}
@@ -422,7 +423,8 @@ func FuzzLoad(f *testing.F) {
 			f.Add(b)
 		}
 	}
-	env := environment(map[string]string{"EMPTY": ""})
+	env := environment(map[string]string{"EMPTY": "", "CANARY": "a canary value", "CANARY_ADDRESS": "127.0.0.1:canary",
+				"CANARY_ARGUMENT": "--port=canary\x00", "CANARY_NAME": "canary-name"})
 	f.Fuzz(func(t *testing.T, src []byte) {
 		if len(src) > 8<<10 {
 			return

@@ -126,7 +126,13 @@ func (d *decoder) body(body *hclsyntax.Body, b *block, labelled func(*group, *hc
 // option evaluates an attribute and stores it. null is as if it were not there.
 func (d *decoder) option(a *hclsyntax.Attribute, o option) {
 	v, diags := a.Expr.Value(d.eval)
+	foreign := isForeign(a.Expr)
 	if diags.HasErrors() {
+		for _, m := range diags {
+			if foreign && !literalCall(m) {
+				m.Detail = hidden
+			}
+		}
 		d.diags = append(d.diags, diags...)
 		d.failed[o.field] = true
 		return
@@ -144,6 +150,8 @@ func (d *decoder) option(a *hclsyntax.Attribute, o option) {
 		return
 	case errors.Is(err, errType):
 		d.add("Wrong type", a.Expr.Range(), "%s", o.need)
+	case foreign && o.tells:
+		d.add("Wrong value", a.Expr.Range(), "%s %s", o.need, hidden)
 	default:
 		d.add("Wrong value", a.Expr.Range(), "%s", err)
 	}

@@ -2,10 +2,12 @@ package config
 
 import (
 	"path/filepath"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/zclconf/go-cty/cty"
 	"github.com/zclconf/go-cty/cty/function"
 )
@@ -19,6 +21,33 @@ func evalContext(path string, env func(string) (string, bool)) *hcl.EvalContext 
 		"env":  envFunction(env),
 		"file": fileFunction(path),
 	}}
+}
+
+// hidden stands in a diagnostic for what a variable or a file holds, which may be a secret.
+const hidden = "What env and file give is not shown here."
+
+// isForeign reports whether an expression has a value from a variable or a file in it.
+func isForeign(e hclsyntax.Expression) bool {
+	found := false
+	_ = hclsyntax.VisitAll(e, func(n hclsyntax.Node) hcl.Diagnostics {
+		if call, ok := n.(*hclsyntax.FunctionCallExpr); ok && (call.Name == "env" || call.Name == "file") {
+			found = true
+		}
+		return nil
+	})
+	return found
+}
+
+// literalCall reports whether a diagnostic is about a call whose arguments stand in the file as they are: it says then
+// which variable or file it means, and cannot say more.
+func literalCall(m *hcl.Diagnostic) bool {
+	e, ok := m.Expression.(hclsyntax.Expression)
+	if call, isCall := e.(*hclsyntax.FunctionCallExpr); isCall {
+		return !slices.ContainsFunc(call.Args, isForeign)
+	}
+	// HCL names the argument that is at fault instead of the call.
+	call, about := hcl.DiagnosticExtra[hclsyntax.FunctionCallDiagExtra](m)
+	return ok && about && call.CalledFunctionName() != "" && !isForeign(e)
 }
 
 // envFunction is env(NAME): the value of an environment variable, null where it is not set.

@@ -21,6 +21,8 @@ type option struct {
 	name  string
 	field any    // pointer to the field, by which checks find the place where it was set
 	need  string // one sentence with an example, shown when the type is wrong
+	// tells says that errors of set hold the value, which must not be shown when it comes from a variable or a file.
+	tells bool
 	// set stores a value that is known and not null. errType stands for the sentence in need; another error is shown itself.
 	set func(cty.Value) error
 	get func() cty.Value
@@ -57,7 +59,7 @@ func asText(v cty.Value) (string, error) {
 }
 
 func text(name, need string, p *string, check func(string) error) option {
-	return option{name: name, field: p, need: need,
+	return option{name: name, field: p, need: need, tells: true,
 		set: func(v cty.Value) error {
 			s, err := asText(v)
 			if err != nil {
@@ -76,7 +78,7 @@ func text(name, need string, p *string, check func(string) error) option {
 
 func choice(name string, p *string, values ...string) option {
 	need := fmt.Sprintf("One of %s is needed, for example %q.", quoteAll(values), values[0])
-	return option{name: name, field: p, need: need,
+	return option{name: name, field: p, need: need, tells: true,
 		set: func(v cty.Value) error {
 			s, err := asText(v)
 			if err != nil {
@@ -299,7 +301,7 @@ func formatBytes(b contract.Bytes) string {
 
 // ports is a range of ports in the form "7855-7999".
 func ports(name string, p *[2]int) option {
-	return option{name: name, field: p, need: `A range of ports is needed, for example "7855-7999".`,
+	return option{name: name, field: p, need: `A range of ports is needed, for example "7855-7999".`, tells: true,
 		set: func(v cty.Value) error {
 			s, err := asText(v)
 			if err != nil {
@@ -352,7 +354,7 @@ func list(name, need string, p *[]string, check func(string) error) option {
 
 // ordered is a list of texts in which a text may stand twice.
 func ordered(name, need string, p *[]string, check func(string) error) option {
-	return option{name: name, field: p, need: need,
+	return option{name: name, field: p, need: need, tells: true,
 		set: func(v cty.Value) error {
 			if !isList(v) {
 				return errType
@@ -392,7 +394,7 @@ func textList(s []string) cty.Value {
 
 // textMap is an object of texts.
 func textMap(name, need string, p *map[string]string, check func(key, value string) error) option {
-	return option{name: name, field: p, need: need,
+	return option{name: name, field: p, need: need, tells: true,
 		set: func(v cty.Value) error {
 			if !v.Type().IsObjectType() && !v.Type().IsMapType() {
 				return errType

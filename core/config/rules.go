@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/apiary-dev/apiary/core/contract"
 )
 
 var (
@@ -151,18 +153,14 @@ func checkEnv(key, value string) error {
 	return nil
 }
 
-// ownArgs are the arguments that the hive gives each worker (contracts, Worker).
-var ownArgs = map[string]bool{"worker-id": true, "model": true, "model-path": true, "engine-dir": true, "device": true, "port": true,
-	"address": true, "queen-url": true, "hive-id": true, "spawn-key": true, "generation": true, "secret-fd": true, "context": true, "slots": true, "threads": true}
-
 func checkArg(s string) error {
 	if strings.ContainsRune(s, 0) {
 		return errors.New("an argument must not hold a NUL character")
 	}
 	if strings.HasPrefix(s, "-") {
 		name, _, _ := strings.Cut(strings.TrimLeft(s, "-"), "=")
-		if ownArgs[name] {
-			return fmt.Errorf("the hive sets the argument --%s itself, from this block's options; leave it out", name)
+		if contract.IsReservedArg(name) {
+			return fmt.Errorf("the argument --%s may not be given, because the hive decides it; leave it out", name)
 		}
 	}
 	return nil

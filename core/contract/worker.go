@@ -191,3 +191,17 @@ type Error struct {
 type ErrorBody struct {
 	Error Error `json:"error"`
 }
+
+// IsReservedArg reports whether an argument, given without its dashes, may not be among the extra ones of a worker: the worker
+// contract's, which the hive decides, and those with which engines are made to listen elsewhere, open other files or drop
+// their key.
+func IsReservedArg(name string) bool {
+	switch name {
+	case "worker-id", "model", "model-path", "engine-dir", "device", "port", "address", "queen-url", "hive-id", "spawn-key", "generation", "secret-fd",
+		"context", "slots", "threads",
+		"host", "hostname", "listen", "bind", "bind-all", "log", "log-path", "log-file", "api-key", "api-key-file", "secret", "lora", "mmproj", "model-url",
+		"hf-repo", "hf-file", "hf-token", "rpc", "config", "path", "slot-save-path", "ssl-key-file", "ssl-cert-file":
+		return true
+	}
+	return false
+}

@@ -37,15 +37,6 @@ func newPatterns() patterns {
 	}
 }
 
-// reservedArgs are the arguments that extra ones may not repeat: the worker contract's, which the hive decides, and those with
-// which engines are made to listen elsewhere, open other files or drop their key.
-var reservedArgs = [...]string{
-	"worker-id", "model", "model-path", "engine-dir", "device", "port", "address", "queen-url", "hive-id", "spawn-key", "generation", "secret-fd",
-	"context", "slots", "threads",
-	"host", "hostname", "listen", "bind", "log", "log-path", "log-file", "api-key", "api-key-file", "secret", "lora", "mmproj", "model-url",
-	"hf-repo", "hf-file", "hf-token", "rpc", "config", "path", "slot-save-path", "ssl-key-file", "ssl-cert-file",
-}
-
 func invalid(param, format string, args ...any) error {
 	return fault.New(fault.Invalid, "invalid_"+param, format, args...).WithParam(param)
 }
@@ -165,7 +156,7 @@ func checkArgs(p patterns, args []string) error {
 			return invalid("args", "The extra argument %q is not allowed; write --name or --name=value.", a)
 		default:
 			name, _, _ := strings.Cut(a[2:], "=")
-			if slices.Contains(reservedArgs[:], name) {
+			if contract.IsReservedArg(name) {
 				return invalid("args", "The argument --%s may not be given: the hive decides it.", name)
 			}
 		}
