@@ -133,7 +133,7 @@ hive {
   # Where queens reach the hive. Host and port. Default: "127.0.0.1:7835". Off loopback as for queen.listen.
   listen = "127.0.0.1:7835"
 
-  # Ports from which workers get theirs, apart from the two above. First and last, 1024 to 65535. Default: "7855-7999".
+  # Ports from which workers get theirs, apart from the queen's and the hive's. First and last, 1024 to 65535. Default: "7855-7999".
   worker_ports = "7855-7999"
 
   # How long a worker that ends may finish its requests. Time. Default: "2m".

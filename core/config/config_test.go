@@ -424,7 +424,7 @@ func FuzzLoad(f *testing.F) {
 		}
 	}
 	env := environment(map[string]string{"EMPTY": "", "CANARY": "a canary value", "CANARY_ADDRESS": "127.0.0.1:canary",
-				"CANARY_ARGUMENT": "--port=canary\x00", "CANARY_NAME": "canary-name"})
+		"CANARY_ARGUMENT": "--port=canary\x00", "CANARY_NAME": "canary-name"})
 	f.Fuzz(func(t *testing.T, src []byte) {
 		if len(src) > 8<<10 {
 			return
