@@ -209,7 +209,9 @@ func TestQueenRestart(t *testing.T) {
 	second.until("requests are made before the worker's first beat, and the hive is asked", func() bool {
 		second.notify()
 		second.Demand(modelRef)
-		return h.did(contract.OpProcessList) >= 2
+		second.demands.mu.Lock()
+		defer second.demands.mu.Unlock()
+		return second.demands.all[modelID] != nil && h.did(contract.OpProcessList) >= 2
 	})
 	w := h.workers()[0]
 	w.beatTo(second.base) // its next beat finds the new queen
