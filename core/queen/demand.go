@@ -3,6 +3,7 @@ package queen
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -234,6 +235,10 @@ func (q *Queen) attempt(ctx context.Context, d *demand, name, key string) error 
 		return p.Model == id && !known // of those that are known none serves
 	}); p != nil || err != nil {
 		return err
+	}
+	s := q.Snapshot()
+	if slices.ContainsFunc(s.Workers, func(w registry.Worker) bool { return w.Info.ModelID == id && beats(&w) }) {
+		return nil // its first beat came after the demand was made
 	}
 	_, err = q.runJob(contract.OpWorkerSpawn, set(registry.DemandStarting), func(ctx context.Context, n *job.Narrator, _ func(contract.Narration)) (any, error) {
 		r := &spawning{q: q, n: n, automatic: true, spec: contract.WorkerSpawn{Model: id, Wait: true}}
