@@ -181,7 +181,11 @@ func argCount(least, most int, usage string) cobra.PositionalArgs {
 			return fault.New(fault.Invalid, "bad_arguments", "The command is `%s`; it was given %s.", strings.TrimSpace(c.CommandPath()+" "+usage), plural(len(args), "argument"))
 		}
 		if len(args) > 0 && strings.TrimSpace(args[0]) == "" {
-			return fault.New(fault.Invalid, "bad_arguments", "The first argument of `%s %s` is empty; give it, or leave it out where the help says that it may be.", c.CommandPath(), usage)
+			instead := "give one"
+			if least == 0 {
+				instead += ", or leave it out"
+			}
+			return fault.New(fault.Invalid, "bad_arguments", "The first argument of `%s %s` is empty; %s.", c.CommandPath(), usage, instead)
 		}
 		return nil
 	}

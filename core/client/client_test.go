@@ -171,6 +171,25 @@ func TestCancelReachesTheJob(t *testing.T) {
 	}
 }
 
+// TestCancelTooLate: a job that ended before it heard of the cancel is no reason to complain.
+func TestCancelTooLate(t *testing.T) {
+	a := newAgent(t, map[string]job.Func{"Quick": func(_ context.Context, n *job.Narrator) (any, error) {
+		n.Info("a", "about to end")
+		return 1, nil
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	_, err := a.client(t).Do(ctx, op{"Quick"}, func(contract.Narration) {
+		for a.jobs.List()[0].State == contract.JobRunning {
+			time.Sleep(time.Millisecond)
+		}
+		cancel()
+	})
+	if e := fault.As(err); e == nil || e.Kind != fault.Interrupted || strings.Contains(e.Message, "could not be told") {
+		t.Errorf("error %v", err)
+	}
+}
+
 func TestLargeResult(t *testing.T) {
 	big := strings.Repeat("x", 400<<10)
 	a := newAgent(t, map[string]job.Func{"Big": func(context.Context, *job.Narrator) (any, error) { return big, nil }})

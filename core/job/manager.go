@@ -193,7 +193,7 @@ func (m *Manager) find(id string) (*run, error) {
 		return r, nil
 	}
 	return nil, fault.New(fault.NotFound, "job_not_found",
-		"There is no such job here; finished jobs are kept for %s, and a restart of the agent ends all of them.", short(m.o.Keep))
+		"There is no such job here; finished jobs are kept for %s at most, and a restart of the agent ends all of them.", short(m.o.Keep))
 }
 
 // short writes whole hours and minutes without the zeros that time.Duration prints after them.

@@ -67,7 +67,7 @@ func (r *spawning) chooseKind(modelID string) (contract.WorkerKind, error) {
 		if want.Adapter != "" {
 			return want, fits(want, modelID)
 		}
-		return want, fault.New(fault.NotFound, "worker_kind_not_found", "The configuration has no worker block %s.", quoted(want.Name)).WithParam("worker")
+		return want, fault.New(fault.NotFound, "worker_kind_not_found", "The configuration has no worker block %s; `apiary config show` prints those that it has.", quoted(want.Name)).WithParam("worker")
 	}
 	if strings.HasPrefix(modelID, echoScheme) {
 		if k, ok := r.q.kindOf("echo"); ok {
