@@ -103,21 +103,33 @@ Environment:
 	f.BoolVar(&a.json, "json", false, "answer in JSON, for programs")
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpCommand(helpCommand())
+	root.InitDefaultCompletionCmd()
+	if c, _, err := root.Find([]string{"completion"}); err == nil && c != root {
+		hold(c)
+		for _, shell := range c.Commands() {
+			shell.Args = argCount(0, 0, "")
+		}
+	}
 	return root
 }
 
 // holder makes a command that only holds others. cobra answers an unknown sub-command of such a one with its help and
 // success; here it is an error.
 func (a *app) holder(name, short string, subs ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: name, Short: short, Args: cobra.ArbitraryArgs}
+	c := &cobra.Command{Use: name, Short: short}
+	hold(c)
+	c.AddCommand(subs...)
+	return c
+}
+
+func hold(c *cobra.Command) {
+	c.Args = cobra.ArbitraryArgs
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			return c.Help()
 		}
 		return unknownCommand(c, args[0])
 	}
-	c.AddCommand(subs...)
-	return c
 }
 
 // unknownCommand says that c has no command called name, and which may have been meant.

@@ -37,6 +37,8 @@ func TestUnknownCommandsAreInvalid(t *testing.T) {
 		{[]string{"status", "-x"}, "There is no option -x; `apiary status --help`"},
 		{[]string{"stat"}, "Did you mean `apiary status`?"},
 		{[]string{"satus"}, "Did you mean `apiary status`?"},
+		{[]string{"completion", "nosuch"}, "There is no command \"nosuch\" in `apiary completion`."},
+		{[]string{"completion", "bash", "x"}, "The command is `apiary completion bash`; it was given 1 argument."},
 		{[]string{"help", "nosuch"}, "There is no command \"nosuch\" in `apiary`."},
 		{[]string{"help", "model", "fetch"}, "There is no command \"fetch\" in `apiary model`."},
 		{[]string{"run", ""}, "The first argument of `apiary run [MODEL] [PROMPT]` is empty"},
