@@ -128,9 +128,17 @@ func (n *node) alive() (out []contract.WorkerView) {
 
 // stream opens a streaming completion and hands each line of the answer to line until that returns false.
 func (n *node) stream(ctx context.Context, body string, line func(string) bool) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+n.addr+"/v1/chat/completions", strings.NewReader(body))
+	return streamFrom(ctx, "http://"+n.addr, "", body, line)
+}
+
+// streamFrom does the same at any base URL, with a key.
+func streamFrom(ctx context.Context, base, key, body string, line func(string) bool) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+"/v1/chat/completions", strings.NewReader(body))
 	if err != nil {
 		return err
+	}
+	if key != "" {
+		req.Header.Set("Authorization", "Bearer "+key)
 	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := http.DefaultClient.Do(req)

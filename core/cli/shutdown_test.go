@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/process"
+	"github.com/apiary-dev/apiary/core/secret"
 )
 
 // waitExit waits for a command that ends by itself and returns its exit code.
@@ -71,6 +72,72 @@ func TestGracefulStop(t *testing.T) {
 	}
 	if err := process.Verify(worker.Identity()); err != nil {
 		t.Errorf("the worker did not outlive its agent: %v", err)
+	}
+}
+
+// TestDeleteWhileStreaming: a worker that is deleted finishes its requests, also those that came to it past this queen. What
+// takes longer than hive.drain ends with an error that says so, and with --force nothing is waited for.
+func TestDeleteWhileStreaming(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		hive, tokens string
+		direct       bool
+		flags        []string
+		want         string // in the end of the stream
+		within       time.Duration
+	}{
+		"finishes":                {`kill { term = "1s" }`, "60", false, nil, "[DONE]", 20 * time.Second},
+		"of another queen":        {`kill { term = "1s" }`, "60", true, nil, "[DONE]", 20 * time.Second},
+		"longer than it may take": {`drain = "11s"`, "6000", false, nil, `"code":"draining"`, 40 * time.Second},
+		"forced":                  {`kill { term = "1s" }`, "6000", false, []string{"--force"}, `"code":"worker_lost"`, 20 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			config := strings.ReplaceAll(slowEcho, `hive { listen = "127.0.0.1:0" }`, "hive {\n  listen = \"127.0.0.1:0\"\n  "+c.hive+"\n}")
+			n := newNode(t, strings.ReplaceAll(strings.ReplaceAll(config, "60", c.tokens), `, "--history", "HISTORY"`, ""))
+			n.start()
+			n.run(nil, "worker", "spawn", "echo:slow")
+			w := n.alive()[0]
+			url, key := "http://"+n.addr, ""
+			if c.direct {
+				cluster, err := secret.Load(keyPath(n.home, secret.ClusterKeyFile))
+				if err != nil {
+					t.Fatal(err)
+				}
+				url, key = fmt.Sprintf("http://%s:%d", w.Address, w.Port), secret.ForWorker(cluster, w.ID).Reveal()
+			}
+			deleted := make(chan error, 1)
+			var all []string
+			tokens := 0
+			began := time.Now()
+			err := streamFrom(t.Context(), url, key, slowRequest, func(s string) bool {
+				all = append(all, s)
+				if isToken(s) {
+					if tokens++; tokens == 5 {
+						go func() {
+							out, err := n.command(append([]string{"worker", "delete", w.ID}, c.flags...)...).CombinedOutput()
+							if err != nil {
+								err = fmt.Errorf("%w\n%s", err, out)
+							}
+							deleted <- err
+						}()
+					}
+				}
+				return true
+			})
+			if text := strings.Join(all, "\n"); err != nil || !strings.Contains(text, c.want) {
+				t.Errorf("after %d tokens %v:\n%s", tokens, err, text[max(0, len(text)-600):])
+			}
+			if took := time.Since(began); took > c.within {
+				t.Errorf("it took %v", took)
+			}
+			if err := <-deleted; err != nil {
+				t.Error(err)
+			}
+			if process.Verify(w.Identity()) == nil {
+				t.Error("the worker still runs")
+			}
+		})
 	}
 }
 

@@ -88,13 +88,17 @@ func (a *app) workerGet() *cobra.Command {
 }
 
 func (a *app) workerDelete() *cobra.Command {
-	return &cobra.Command{Use: "delete ID", Aliases: []string{"rm"}, Short: "End a worker", Args: argCount(1, 1, "ID"),
-		RunE: interruptible(func(ctx context.Context, args []string) error {
-			return ask(ctx, a, contract.WorkerDelete{Operation: contract.OpWorkerDelete, WorkerID: args[0]}, func(d contract.WorkerDeleted) error {
-				_, err := fmt.Fprintf(a.out, "%s %s\n", d.WorkerID, outcome(d.Outcome))
-				return err
-			})
-		})}
+	ref := contract.WorkerRef{Operation: contract.OpWorkerDelete}
+	c := &cobra.Command{Use: "delete ID", Aliases: []string{"rm"}, Short: "End a worker when its requests are answered", Args: argCount(1, 1, "ID")}
+	c.Flags().BoolVar(&ref.Force, "force", false, "end it at once: its requests fail")
+	c.RunE = interruptible(func(ctx context.Context, args []string) error {
+		ref.WorkerID = args[0]
+		return ask(ctx, a, ref, func(d contract.WorkerDeleted) error {
+			_, err := fmt.Fprintf(a.out, "%s %s\n", d.WorkerID, outcome(d.Outcome))
+			return err
+		})
+	})
+	return c
 }
 
 func outcome(o string) string {

@@ -150,12 +150,13 @@ type WorkerDeleted struct {
 	Outcome  string `json:"outcome"` // "terminated", "killed", "gone" (no such process any more)
 }
 
-// WorkerRef is the body of WorkerGet and WorkerLogs.
+// WorkerRef is the body of WorkerGet, WorkerLogs and, to a queen, WorkerDelete.
 type WorkerRef struct {
 	Operation string `json:"operation"`
 	WorkerID  string `json:"worker_id"`
 	HiveID    string `json:"hive_id,omitempty"` // WorkerLogs: where, for a worker that is gone
 	Lines     int    `json:"lines,omitempty"`   // WorkerLogs: last lines, default 100, at most 10,000
+	Force     bool   `json:"force,omitempty"`   // WorkerDelete, queen only: do not wait for the worker's requests
 }
 
 // WorkerLogLines is the result of WorkerLogs.

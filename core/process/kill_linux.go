@@ -37,7 +37,8 @@ type target struct {
 	seen   map[int]uint64 // start times of members of its group, by pid
 }
 
-// Kill ends the process that id names and its whole process group: SIGTERM, after opts.Term SIGKILL, and after opts.Kill it
+// Kill ends the process that id names and its whole process group: SIGTERM, once more after a quarter of
+// opts.Term, after opts.Term SIGKILL, and after opts.Kill it
 // gives up with an Unavailable of CodeUnkillable. The outcome is OutcomeTerminated, OutcomeKilled or OutcomeGone. When another
 // process has the pid nothing is signalled and the error is a Conflict. A cancelled ctx ends the wait, not the process.
 func Kill(ctx context.Context, id contract.Identity, opts KillOptions) (string, error) {
@@ -68,7 +69,11 @@ func Kill(ctx context.Context, id contract.Identity, opts KillOptions) (string, 
 		sig     syscall.Signal
 		bound   time.Duration
 		outcome string
-	}{{unix.SIGTERM, opts.Term, OutcomeTerminated}, {unix.SIGKILL, opts.Kill, OutcomeKilled}} {
+	}{
+		// The second one makes a worker that still finishes requests tell their clients, while there is time.
+		{unix.SIGTERM, opts.Term / 4, OutcomeTerminated}, {unix.SIGTERM, opts.Term - opts.Term/4, OutcomeTerminated},
+		{unix.SIGKILL, opts.Kill, OutcomeKilled},
+	} {
 		if err := t.signal(step.sig); err != nil {
 			return "", fmt.Errorf("signal worker %s: %w", id.WorkerID, err)
 		}

@@ -274,7 +274,7 @@ func TestKillGivesUpOnTheUnkillable(t *testing.T) {
 	if e := fault.As(err); e == nil || e.Code != CodeUnkillable || e.Kind != fault.Unavailable {
 		t.Errorf("error %v", err)
 	}
-	if !slices.Equal(sent, []syscall.Signal{unix.SIGTERM, unix.SIGKILL}) || !running(s.PID) {
+	if !slices.Equal(sent, []syscall.Signal{unix.SIGTERM, unix.SIGTERM, unix.SIGKILL}) || !running(s.PID) {
 		t.Errorf("sent %v", sent)
 	}
 }

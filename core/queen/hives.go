@@ -317,11 +317,16 @@ func (q *Queen) probe() {
 		q.do(func(ctx context.Context) {
 			ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 			defer cancel()
-			c := client.New(client.Options{Base: "http://" + net.JoinHostPort(w.Info.Address, strconv.Itoa(w.Info.Port)), Dial: q.o.Dial})
+			c := q.workerClient(&w, "")
 			defer c.Close()
 			if c.GetJSON(ctx, "/health", nil) == nil {
 				q.step(registry.Reachable{WorkerID: w.Info.ID})
 			}
 		})
 	}
+}
+
+// workerClient makes a client of a worker, which the caller closes. /health needs no token.
+func (q *Queen) workerClient(w *registry.Worker, token secret.Secret) *client.Client {
+	return client.New(client.Options{Base: "http://" + net.JoinHostPort(w.Info.Address, strconv.Itoa(w.Info.Port)), Token: token, Dial: q.o.Dial})
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/job"
 	"github.com/apiary-dev/apiary/core/registry"
+	"github.com/apiary-dev/apiary/core/secret"
 )
 
 // handler runs an operation with its decoded body.
@@ -36,7 +37,7 @@ func (q *Queen) dispatch(op string, body json.RawMessage) (job.Func, error) {
 		into, h = &worker, func(context.Context, *job.Narrator) (any, error) { return q.getWorker(worker.WorkerID) }
 	case contract.OpWorkerDelete:
 		into, h = &worker, func(ctx context.Context, n *job.Narrator) (any, error) {
-			return q.deleteWorker(ctx, n, worker.WorkerID)
+			return q.deleteWorker(ctx, n, worker.WorkerID, worker.Force)
 		}
 	case contract.OpWorkerLogs:
 		into, h = &worker, func(ctx context.Context, _ *job.Narrator) (any, error) { return q.workerLogs(ctx, worker) }
@@ -153,9 +154,9 @@ func (q *Queen) getModel(name string) (contract.ModelView, error) {
 	return contract.ModelView{}, notFound(name)
 }
 
-// deleteWorker lets a worker finish its requests and has its hive end it. A cancelled ctx gives the worker back to routing, as
+// deleteWorker lets a worker finish its requests, unless it is forced, and has its hive end it. A cancelled ctx gives the worker back to routing, as
 // long as the hive was not asked.
-func (q *Queen) deleteWorker(ctx context.Context, n *job.Narrator, id string) (contract.WorkerDeleted, error) {
+func (q *Queen) deleteWorker(ctx context.Context, n *job.Narrator, id string, force bool) (contract.WorkerDeleted, error) {
 	none := contract.WorkerDeleted{}
 	identity, hiveID, known, err := q.findWorker(ctx, id)
 	if err != nil {
@@ -174,7 +175,9 @@ func (q *Queen) deleteWorker(ctx context.Context, n *job.Narrator, id string) (c
 	}
 	if known {
 		q.step(registry.Draining{WorkerID: id, On: true})
-		if err := q.drain(ctx, n, id); err != nil {
+		if force {
+			n.Info("drain", "the open requests of worker %s are not waited for", id)
+		} else if err := q.drain(ctx, n, id); err != nil {
 			q.step(registry.Draining{WorkerID: id})
 			return none, err
 		}
@@ -216,7 +219,7 @@ func (q *Queen) findWorker(ctx context.Context, id string) (identity contract.Id
 	return identity, "", false, workerNotFound(id)
 }
 
-// drain waits until a worker has no requests of this queen any more, or its time is over.
+// drain waits until a worker has no requests any more, or its time is over.
 func (q *Queen) drain(ctx context.Context, n *job.Narrator, id string) error {
 	end := time.NewTimer(q.o.Drain)
 	defer end.Stop()
@@ -224,6 +227,9 @@ func (q *Queen) drain(ctx context.Context, n *job.Narrator, id string) error {
 	defer look.Stop()
 	for told := false; ; told = true {
 		open := q.o.InFlight(id)
+		if open == 0 {
+			open = q.busy(ctx, id)
+		}
 		if open == 0 {
 			return nil
 		}
@@ -239,4 +245,22 @@ func (q *Queen) drain(ctx context.Context, n *job.Narrator, id string) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// busy asks a worker how many requests it has: some may have come from another queen. One that does not answer has none that are
+// worth waiting for.
+func (q *Queen) busy(ctx context.Context, id string) int {
+	w, ok := q.Snapshot().Worker(id)
+	if !ok {
+		return 0
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	c := q.workerClient(&w, secret.ForWorker(q.o.ClusterKey, id))
+	defer c.Close()
+	var info contract.WorkerInfo
+	if c.GetJSON(ctx, "/info", &info) != nil || info.ID != id {
+		return 0
+	}
+	return info.SlotsBusy + info.QueueDepth
 }
