@@ -17,6 +17,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/core/httpd"
 	"github.com/apiary-dev/apiary/core/process"
 	"github.com/apiary-dev/apiary/core/run"
@@ -51,8 +52,11 @@ func Run(ctx context.Context, o Options) error {
 	if err := process.Harden(); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(cfg.Home, 0o700); err != nil {
+	if err := folder.Make(cfg.Home); err != nil {
 		return fmt.Errorf("make the data folder: %w", err)
+	}
+	if err := folder.CheckAll(cfg.Home); err != nil {
+		return err
 	}
 	lock, err := lockHome(cfg.Home)
 	if err != nil {
@@ -202,10 +206,13 @@ func openNode(o Options) (node, error) {
 	if n.id, err = nodeID(o.Config.Home); err != nil {
 		return n, err
 	}
-	dir := filepath.Join(o.Config.Home, "secrets")
-	if n.cluster, err = secret.LoadOrCreate(dir, secret.ClusterKeyFile); err != nil {
-		return n, err
+	home := o.Config.Home
+	if err := folder.Make(home, "secrets"); err != nil {
+		return n, fmt.Errorf("make the secrets folder: %w", folder.Full(err, home, "the secrets folder", 0))
 	}
-	n.admin, err = secret.LoadOrCreate(dir, secret.AdminKeyFile)
-	return n, err
+	dir := filepath.Join(home, "secrets")
+	if n.cluster, err = secret.LoadOrCreate(dir, secret.ClusterKeyFile); err == nil {
+		n.admin, err = secret.LoadOrCreate(dir, secret.AdminKeyFile)
+	}
+	return n, folder.Full(err, home, "a key file", 0)
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/core/httpd"
 )
 
@@ -42,6 +43,22 @@ func TestLockIsExclusiveAndReleased(t *testing.T) {
 		t.Fatalf("after the release: %v", err)
 	}
 	_ = again.Close()
+}
+
+// S14: an agent neither starts nor is looked for through links inside the data folder.
+func TestLinkedFolders(t *testing.T) {
+	home := t.TempDir()
+	if err := os.Symlink(t.TempDir(), filepath.Join(home, "run")); err != nil {
+		t.Fatal(err)
+	}
+	_, lock := lockHome(home)
+	_, locked := Locked(home)
+	_, read := ReadRunFile(home)
+	for what, err := range map[string]error{"lock": lock, "locked": locked, "read": read} {
+		if f := fault.As(err); f == nil || f.Code != folder.CodeUnsafe || !strings.Contains(f.Message, filepath.Join(home, "run")) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
 }
 
 func TestNodeIDIsStable(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/artifact"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 )
 
 const nativeWorker = "apiary-llama"
@@ -64,8 +65,8 @@ func (n *nativeExecutable) find() (string, error) {
 	if b, err := os.ReadFile(path); err == nil && bytes.Equal(b, n.carried) {
 		return path, nil
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", err
+	if err := folder.Make(n.home, "engines/"+nativeWorker+"/"+filepath.Base(dir)); err != nil {
+		return "", folder.Full(err, n.home, "the native worker", int64(len(n.carried)))
 	}
 	return path, publish(path, n.carried, 0o700)
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 )
 
 // RunFile is run/agent.json: where the agent of a data folder listens and which process it is. It is there while the agent
@@ -40,6 +41,9 @@ func LogPath(home string) string { return filepath.Join(home, "agent.log") }
 // ReadRunFile reads the run file of a data folder. A missing one is fs.ErrNotExist.
 func ReadRunFile(home string) (RunFile, error) {
 	var r RunFile
+	if err := folder.Check(home, "run"); err != nil {
+		return r, err
+	}
 	b, err := os.ReadFile(runPath(home, "agent.json"))
 	if err != nil {
 		return r, fmt.Errorf("read the run file: %w", err)
@@ -52,6 +56,9 @@ func ReadRunFile(home string) (RunFile, error) {
 
 // Locked reports whether an agent holds the data folder now.
 func Locked(home string) (bool, error) {
+	if err := folder.Check(home, "run"); err != nil {
+		return false, err
+	}
 	f, err := os.OpenFile(runPath(home, "lock"), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
@@ -73,12 +80,12 @@ func Locked(home string) (bool, error) {
 
 // lockHome takes the lock of a data folder. The lock is released by closing the file, or by the end of the process.
 func lockHome(home string) (*os.File, error) {
-	if err := os.MkdirAll(filepath.Join(home, "run"), 0o700); err != nil {
-		return nil, fmt.Errorf("make the run folder: %w", err)
+	if err := folder.Make(home, "run"); err != nil {
+		return nil, fmt.Errorf("make the run folder: %w", folder.Full(err, home, "the run folder", 0))
 	}
 	f, err := os.OpenFile(runPath(home, "lock"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open the agent's lock: %w", err)
+		return nil, fmt.Errorf("open the agent's lock: %w", folder.Full(err, home, "the agent's lock", 0))
 	}
 	// Somebody who only looks holds the lock for an instant, so one refusal is not the answer.
 	for range 20 {
@@ -144,9 +151,10 @@ func writeJSON(path string, v any) error {
 // publish writes a file under a temporary name, syncs it, gives it its name and syncs the folder.
 func publish(path string, content []byte, mode fs.FileMode) error {
 	dir := filepath.Dir(path)
+	full := func(err error) error { return folder.Full(err, dir, filepath.Base(path), int64(len(content))) }
 	tmp, err := os.CreateTemp(dir, ".tmp-*")
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return fmt.Errorf("write %s: %w", path, full(err))
 	}
 	defer func() { _ = os.Remove(tmp.Name()) }()
 	_, err = tmp.Write(content)
@@ -155,7 +163,7 @@ func publish(path string, content []byte, mode fs.FileMode) error {
 		err = os.Rename(tmp.Name(), path)
 	}
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return fmt.Errorf("write %s: %w", path, full(err))
 	}
 	d, err := os.Open(dir)
 	if err != nil {

@@ -222,7 +222,7 @@ func (x *extractor) entry(name string, size int64, dir bool, mode fs.FileMode, r
 		return badArchive("%q has a name that Apiary uses itself", name)
 	}
 	if err := x.root.MkdirAll(path.Dir(to), 0o755); err != nil {
-		return noSpace(err)
+		return err
 	}
 	perm := fs.FileMode(0o644)
 	if mode.Perm()&0o111 != 0 {

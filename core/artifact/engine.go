@@ -13,6 +13,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 	pluginhost "github.com/apiary-dev/apiary/plugins/host"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
@@ -214,8 +215,9 @@ func (s *Store) build(ctx context.Context, e *engineEntry, plan *vendor.Plan, go
 	if err := os.RemoveAll(tmp); err != nil { // left by a process that died; its lock is ours now
 		return err
 	}
+	full := func(err error) error { return s.noSpace(err, "installing the engine "+e.ID, int64(e.SizeBytes)) }
 	if err := os.Mkdir(tmp, 0o755); err != nil {
-		return noSpace(err)
+		return full(err)
 	}
 	defer func() { _ = os.RemoveAll(tmp) }()
 	for _, st := range plan.Steps {
@@ -226,7 +228,7 @@ func (s *Store) build(ctx context.Context, e *engineEntry, plan *vendor.Plan, go
 	s.at("engine unpacked")
 	size, err := syncTree(tmp)
 	if err != nil {
-		return noSpace(err)
+		return full(err)
 	}
 	e.SizeBytes = contract.Bytes(size)
 	if err := s.selfTest(ctx, e, tmp, report); err != nil {
@@ -248,7 +250,7 @@ func (s *Store) build(ctx context.Context, e *engineEntry, plan *vendor.Plan, go
 	}
 	defer unlock()
 	if err := s.publishEngineDir(tmp, s.EngineDir(e.Engine)); err != nil {
-		return noSpace(err)
+		return full(err)
 	}
 	s.at("engine renamed")
 	return s.publishJSON(s.entryPath("engines", e.ID), e)
@@ -258,7 +260,7 @@ func (s *Store) build(ctx context.Context, e *engineEntry, plan *vendor.Plan, go
 // put it into the catalog, or of an entry that was lost; nobody can have started it from the catalog.
 func (s *Store) publishEngineDir(tmp, dir string) error {
 	parent := filepath.Dir(dir)
-	if err := os.MkdirAll(parent, 0o755); err != nil {
+	if err := folder.Make(s.home, "engines/"+filepath.Base(parent)); err != nil {
 		return err
 	}
 	old := tmp + "-old"
@@ -291,11 +293,11 @@ func (s *Store) step(ctx context.Context, dir string, st vendor.Step, got map[st
 		}
 		m := newMeter(report, "extract", "unpacking", 0)
 		if err := extract(ctx, g.path, g.size, dir, st.Extract, func(n int64) { s.at("engine grows"); m.set(n) }); err != nil {
-			return noSpace(err)
+			return s.noSpace(err, "unpacking the engine", most)
 		}
 		return nil
 	case st.Link != nil:
-		return link(dir, st.Link)
+		return s.noSpace(link(dir, st.Link), "installing the engine", 0)
 	case st.Expect != nil:
 		return expect(dir, st.Expect)
 	}
@@ -329,7 +331,7 @@ func link(dir string, l *vendor.LinkStep) error {
 	if rel, err := filepath.Rel(filepath.Dir(l.Name), target); err != nil {
 		return err
 	} else {
-		return noSpace(root.Symlink(rel, l.Name))
+		return root.Symlink(rel, l.Name)
 	}
 }
 

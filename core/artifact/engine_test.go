@@ -19,6 +19,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 	"github.com/apiary-dev/apiary/workers/provision/npm"
 )
@@ -296,7 +297,7 @@ func TestEngineNeedsSpaceToUnpack(t *testing.T) {
 	s.free = func(string) (contract.Bytes, error) { return contract.Bytes(len(r.tarballs["linux-x64"])) * 2, nil }
 	_, err := s.InstallEngine(t.Context(), enginePackage, nil, nil)
 	wantFault(t, err, fault.Exhausted, "no_space", "unpacking")
-	s.free = freeBytes
+	s.free = folder.Free
 	n := r.count()
 	if _, err := s.InstallEngine(t.Context(), enginePackage, nil, nil); err != nil || r.count() != n+1 {
 		t.Errorf("%v after %d requests: the archive should have been kept", err, r.count()-n)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 )
 
 // tmpPrefix starts the names of files and folders that are not published yet.
@@ -32,15 +33,16 @@ func (s *Store) publishJSON(path string, v any) error {
 		return fmt.Errorf("encode %s: %w", filepath.Base(path), err)
 	}
 	dir := filepath.Dir(path)
+	full := func(err error) error { return s.noSpace(err, filepath.Base(path), int64(len(b)+1)) }
 	f, err := os.CreateTemp(dir, tmpPrefix+"*")
 	if err != nil {
-		return noSpace(err)
+		return full(err)
 	}
 	defer func() { _ = os.Remove(f.Name()) }() // after the rename there is nothing to remove
 	s.at("json written")
 	_, err = f.Write(append(b, '\n'))
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return noSpace(fmt.Errorf("write %s: %w", filepath.Base(path), err))
+		return full(fmt.Errorf("write %s: %w", filepath.Base(path), err))
 	}
 	s.at("json synced")
 	if err := os.Rename(f.Name(), path); err != nil {
@@ -99,7 +101,7 @@ func (s *Store) lock(ctx context.Context, name string, waiting func()) (unlock f
 	for first := true; ; first = false {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 		if err != nil {
-			return nil, noSpace(fmt.Errorf("open lock: %w", err))
+			return nil, s.noSpace(fmt.Errorf("open lock: %w", err), "a lock file", 0)
 		}
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		// The holder removes the file when it is done, so the one that was locked must still be the one with the name.
@@ -135,17 +137,6 @@ func (s *Store) lockCatalog(ctx context.Context) (unlock func(), err error) {
 	return s.lock(ctx, "catalog", nil)
 }
 
-// freeBytes tells how much an unprivileged process may still write to the file system of dir.
-func freeBytes(dir string) (contract.Bytes, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return 0, fmt.Errorf("ask for free disk space: %w", err)
-	}
-	return contract.Bytes(uint64(st.Bavail) * uint64(st.Bsize)), nil // the types differ between systems
-}
-
-func isNoSpace(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
-
 // checkSpace refuses to begin writing missing bytes unless 5 % more and the reserve are free.
 func (s *Store) checkSpace(missing int64, what string) error {
 	if missing <= 0 {
@@ -157,7 +148,7 @@ func (s *Store) checkSpace(missing int64, what string) error {
 	}
 	need := contract.Bytes(missing) + contract.Bytes(missing)/20 + s.opts.Reserve
 	if free < need {
-		return fault.New(fault.Exhausted, "no_space", "%s needs %s of disk, with the reserve of %s that stays free, and %s are free; free some space and run the same command again.", what, need, s.opts.Reserve, free)
+		return fault.New(fault.Exhausted, "no_space", "%s needs %s of disk in %s, with the reserve of %s that stays free, and %s are free there; free some space and run the same command again.", what, need, s.home, s.opts.Reserve, free)
 	}
 	return nil
 }
@@ -175,8 +166,8 @@ func (s *Store) hasBlob(sha string, size int64) bool {
 func (s *Store) publishBlob(from, sha string) error {
 	to := s.blobPath(sha)
 	dir := filepath.Dir(to)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return noSpace(err)
+	if err := folder.Make(s.home, "blobs/sha256/"+sha[:2]); err != nil {
+		return err
 	}
 	if err := syncDir(filepath.Dir(dir)); err != nil {
 		return err

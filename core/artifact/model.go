@@ -373,18 +373,19 @@ func (s *Store) view(ctx context.Context, m contract.Model) (string, error) {
 	if err := os.RemoveAll(dir); err != nil {
 		return "", err
 	}
+	full := func(err error) error { return s.noSpace(err, "the folder of links to "+m.ID, 0) }
 	tmp, err := os.MkdirTemp(s.path("views"), tmpPrefix+"*")
 	if err != nil {
-		return "", noSpace(err)
+		return "", full(err)
 	}
 	defer func() { _ = os.RemoveAll(tmp) }()
 	for _, f := range m.Files {
 		at := filepath.Join(tmp, filepath.FromSlash(f.Path))
 		if err := os.MkdirAll(filepath.Dir(at), 0o700); err != nil {
-			return "", noSpace(err)
+			return "", full(err)
 		}
 		if err := os.Symlink(s.blobPath(f.SHA256), at); err != nil {
-			return "", noSpace(err)
+			return "", full(err)
 		}
 	}
 	if err := os.Rename(tmp, dir); err != nil {

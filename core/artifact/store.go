@@ -18,7 +18,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/egress"
-	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/core/secret"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
@@ -90,12 +90,10 @@ func Open(o Options) (*Store, error) {
 	o.MaxFile = cmp.Or(o.MaxFile, defaultMaxFile)
 	s := &Store{
 		home: filepath.Clean(o.Home), opts: o, log: o.Log, client: cmp.Or(o.HTTP, egress.NewClient(egress.Options{})), timing: defaultTiming,
-		at: func(string) {}, free: freeBytes, now: time.Now, maxQuarantine: defaultMaxQuarantine,
+		at: func(string) {}, free: folder.Free, now: time.Now, maxQuarantine: defaultMaxQuarantine,
 	}
-	for _, d := range []string{"blobs/sha256", "partial", "quarantine", "catalog/models", "catalog/engines", "views", "engines"} {
-		if err := os.MkdirAll(s.path(d), 0o700); err != nil {
-			return nil, fmt.Errorf("open artifact store: %w", err)
-		}
+	if err := folder.Make(s.home, "blobs/sha256", "partial", "quarantine", "catalog/models", "catalog/engines", "views", "engines"); err != nil {
+		return nil, fmt.Errorf("open artifact store: %w", folder.Full(err, s.home, "the artifact store", 0))
 	}
 	if err := s.sweep(); err != nil {
 		return nil, fmt.Errorf("open artifact store: %w", err)
@@ -167,10 +165,7 @@ func platform(devices []contract.Device) vendor.Platform {
 	return p
 }
 
-// noSpace turns an error of a write into a fault where the disk or the quota is full.
-func noSpace(err error) error {
-	if isNoSpace(err) {
-		return fault.New(fault.Exhausted, "no_space", "The disk filled up while an artifact was being stored; free some space and run the same command again, it goes on where it stopped: %w", err)
-	}
-	return err
+// noSpace turns an error of a write into a fault where the disk or the quota is full. what needs need bytes; 0: not known.
+func (s *Store) noSpace(err error, what string, need int64) error {
+	return folder.Full(err, s.home, what, need)
 }

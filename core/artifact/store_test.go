@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/http"
@@ -22,6 +23,7 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 	"github.com/apiary-dev/apiary/vendors/builtin"
 	"github.com/apiary-dev/apiary/vendors/local"
@@ -248,7 +250,7 @@ func TestNoSpace(t *testing.T) {
 	s := openStore(t, t.TempDir(), func(o *Options) { o.Reserve = 1 << 30 })
 	s.free = func(string) (contract.Bytes, error) { return 1<<30 + 1000, nil }
 	_, err := s.PullModel(t.Context(), story, nil)
-	wantFault(t, err, fault.Exhausted, "no_space", "1.0 GiB")
+	wantFault(t, err, fault.Exhausted, "no_space", " of disk in "+s.home+", with the reserve of 1.0 GiB")
 	s.free = func(string) (contract.Bytes, error) { return 1<<30 + 2<<20, nil }
 	if _, err := s.PullModel(t.Context(), story, nil); err != nil {
 		t.Errorf("with space again, without a restart: %v", err)
@@ -452,4 +454,44 @@ func partSize(t *testing.T, s *Store) int64 {
 		return 0
 	}
 	return st.Size()
+}
+
+// S14: nothing is stored through links inside the data folder, neither at the start nor later.
+func TestLinkedFolders(t *testing.T) {
+	for _, name := range []string{"blobs", "partial", "quarantine", "catalog", "catalog/models", "views", "engines"} {
+		home := t.TempDir()
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(home, name)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(t.TempDir(), filepath.Join(home, name)); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Open(Options{Home: home})
+		wantFault(t, err, fault.Conflict, folder.CodeUnsafe, filepath.Join(home, name)+" is a symbolic link")
+	}
+	s := openStore(t, t.TempDir(), nil)
+	elsewhere := t.TempDir()
+	sum := sum256(stories(t))
+	if err := os.Symlink(elsewhere, s.path("blobs", "sha256", sum[:2])); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.PullModel(t.Context(), story, nil)
+	wantFault(t, err, fault.Conflict, folder.CodeUnsafe, sum[:2]+" is a symbolic link")
+	if got, err := os.ReadDir(elsewhere); err != nil || len(got) > 0 {
+		t.Errorf("written elsewhere: %v, %v", got, err)
+	}
+}
+
+func stories(t *testing.T) []byte {
+	t.Helper()
+	r, _, err := builtin.New().Open(t.Context(), story)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	b, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -65,13 +66,13 @@ func (s *Store) fetch(ctx context.Context, f vendor.File, limit int64, what stri
 	t.reset()
 	got, err := t.run(ctx)
 	if err != nil {
-		return errors.Join(noSpace(err), t.discardHopeless())
+		return errors.Join(s.noSpace(err, what, t.meter.total-t.size()), t.discardHopeless())
 	}
 	if err := use(got); err != nil {
 		if fault.KindOf(err) == fault.Invalid { // the bytes are of no use to anybody; after other failures they are
 			return errors.Join(err, t.discard())
 		}
-		return noSpace(err)
+		return s.noSpace(err, what, 0)
 	}
 	return t.discard()
 }
@@ -136,7 +137,7 @@ func (t *transfer) run(ctx context.Context) (fetched, error) {
 		if err == nil {
 			return got, nil
 		}
-		if _, ours := errors.AsType[*writeError](err); ours || ctx.Err() != nil || fault.KindOf(err) == fault.Exhausted || isNoSpace(err) {
+		if _, ours := errors.AsType[*writeError](err); ours || ctx.Err() != nil || fault.KindOf(err) == fault.Exhausted || folder.IsFull(err) {
 			return fetched{}, err
 		}
 		errs = append(errs, err)
@@ -250,7 +251,7 @@ func (t *transfer) size() int64 {
 func (t *transfer) openPart() (*os.File, error) {
 	f, err := os.OpenFile(t.part, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, &writeError{noSpace(fmt.Errorf("open partial file: %w", err))}
+		return nil, &writeError{fmt.Errorf("open partial file: %w", err)}
 	}
 	return f, nil
 }

@@ -128,7 +128,7 @@ func scriptHTTP(ts *testscript.TestScript, neg bool, args []string) {
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	if b, err := os.ReadFile(keyPath(ts.Getenv("APIARY_HOME"), "admin.key")); err == nil && !strings.HasPrefix(args[1], "/v1/") {
+	if b, err := os.ReadFile(filepath.Join(ts.Getenv("APIARY_HOME"), "secrets", "admin.key")); err == nil && !strings.HasPrefix(args[1], "/v1/") {
 		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(b)))
 	}
 	resp, err := (&http.Client{Timeout: 30 * time.Second}).Do(req)

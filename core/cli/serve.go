@@ -13,7 +13,9 @@ import (
 
 	"github.com/apiary-dev/apiary/core/agent"
 	"github.com/apiary-dev/apiary/core/config"
+	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/core/logging"
+	"github.com/apiary-dev/apiary/core/secret"
 )
 
 // Bounds of agent.log.
@@ -82,4 +84,10 @@ func (a *app) serve(f agentFlags) error {
 	return agent.Run(ctx, o)
 }
 
-func keyPath(home, name string) string { return filepath.Join(home, "secrets", name) }
+// loadKey reads a key of a data folder. A missing one is fs.ErrNotExist.
+func loadKey(home, name string) (secret.Secret, error) {
+	if err := folder.Check(home, "secrets"); err != nil {
+		return "", err
+	}
+	return secret.Load(filepath.Join(home, "secrets", name))
+}

@@ -166,7 +166,7 @@ func endByQueen(ctx context.Context, t target, r agent.RunFile, told func(contra
 }
 
 func endByHive(ctx context.Context, home string, r agent.RunFile, told func(contract.WorkerDeleted)) error {
-	key, err := secret.Load(keyPath(home, secret.ClusterKeyFile))
+	key, err := loadKey(home, secret.ClusterKeyFile)
 	if err != nil {
 		return err
 	}

@@ -166,7 +166,7 @@ func (t target) strange() error {
 
 // conn makes a client with the admin key of the data folder.
 func (t target) conn() (*conn, error) {
-	key, err := secret.Load(keyPath(t.home, secret.AdminKeyFile))
+	key, err := loadKey(t.home, secret.AdminKeyFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.Denied, "no_admin_key",
 			"The data folder %s has no admin key, so this command may not manage the agent at %s; set APIARY_HOME to that agent's folder.", t.home, t.base)

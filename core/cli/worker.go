@@ -201,7 +201,7 @@ func (a *app) workerSecret(ctx context.Context, base string, stdin bool) (secret
 	if err != nil {
 		return "", err
 	}
-	key, err := secret.Load(keyPath(c.home, secret.ClusterKeyFile))
+	key, err := loadKey(c.home, secret.ClusterKeyFile)
 	if err != nil {
 		return "", err
 	}

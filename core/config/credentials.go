@@ -11,15 +11,19 @@ import (
 	"strings"
 
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/core/secret"
 )
 
 // Credentials is the credential store of a data folder: one file per name under secrets/credentials, mode 0600.
-type Credentials struct{ dir string }
+type Credentials struct{ home, dir string }
+
+// credentialFolder is where they are, below the data folder.
+const credentialFolder = "secrets/credentials"
 
 // OpenCredentials returns the store under home; its folder is made by the first Set.
 func OpenCredentials(home string) *Credentials {
-	return &Credentials{dir: filepath.Join(home, "secrets", "credentials")}
+	return &Credentials{home: home, dir: filepath.Join(home, filepath.FromSlash(credentialFolder))}
 }
 
 // storedCredential is the contents of a file of the store. Value is no secret.Secret, because that would write ***.
@@ -49,14 +53,14 @@ func (s *Credentials) Set(name string, value secret.Secret, hosts []string) erro
 		return fmt.Errorf("set credential %s: %w", name, err)
 	}
 	if err := s.publish(name, b); err != nil {
-		return fmt.Errorf("set credential %s: %w", name, err)
+		return fmt.Errorf("set credential %s: %w", name, folder.Full(err, s.home, "the credential "+name, int64(len(b))))
 	}
 	return nil
 }
 
 // publish replaces the file of name by one with the contents b, so that readers see the old one or the new one.
 func (s *Credentials) publish(name string, b []byte) error {
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+	if err := folder.Make(s.home, credentialFolder); err != nil {
 		return err
 	}
 	tmp, err := os.CreateTemp(s.dir, ".new-*") // created 0600; a name cannot begin with a dot
@@ -80,6 +84,9 @@ func (s *Credentials) publish(name string, b []byte) error {
 
 // List returns the stored credentials by name.
 func (s *Credentials) List() ([]Credential, error) {
+	if err := folder.Check(s.home, credentialFolder); err != nil {
+		return nil, err
+	}
 	entries, err := os.ReadDir(s.dir) // sorted
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -106,6 +113,9 @@ func (s *Credentials) List() ([]Credential, error) {
 
 // get reads one credential; a missing one is fs.ErrNotExist.
 func (s *Credentials) get(name string) (Credential, error) {
+	if err := folder.Check(s.home, credentialFolder); err != nil {
+		return Credential{}, err
+	}
 	path := filepath.Join(s.dir, name)
 	b, err := read(path)
 	if err != nil {
@@ -129,6 +139,9 @@ func (s *Credentials) get(name string) (Credential, error) {
 func (s *Credentials) Remove(name string) error {
 	if err := checkName(name); err != nil {
 		return fault.New(fault.Invalid, "credential_invalid", "The credential cannot be removed: %s.", err)
+	}
+	if err := folder.Check(s.home, credentialFolder); err != nil {
+		return err
 	}
 	err := os.Remove(filepath.Join(s.dir, name))
 	if errors.Is(err, fs.ErrNotExist) {

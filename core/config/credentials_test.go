@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,7 +11,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/core/secret"
+	"github.com/apiary-dev/apiary/core/testutil/smalldisk"
 )
 
 func TestCredentials(t *testing.T) {
@@ -72,6 +75,50 @@ func TestCredentialsRefused(t *testing.T) {
 		}
 		if err := s.Remove(c.name); err == nil {
 			t.Errorf("%s was stored", name)
+		}
+	}
+}
+
+func TestCredentialsOnAFullDisk(t *testing.T) {
+	smalldisk.Run(t, "64k", func(home string) {
+		s := OpenCredentials(home)
+		if err := s.Set("npm", "one", []string{"npm.example.org"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(home, "filler"), make([]byte, 128<<10), 0o600); err == nil {
+			t.Fatal("the disk is not full")
+		}
+		err := s.Set("other", "two", []string{"npm.example.org"})
+		if f := fault.As(err); f == nil || f.Code != "no_space" || !strings.HasPrefix(f.Message, "The disk that holds "+home+" is full: the credential other needs ") || strings.Contains(f.Message, ".new-") {
+			t.Errorf("got %v", err)
+		}
+		if l, err := s.List(); err != nil || len(l) != 1 {
+			t.Errorf("%v, %v", l, err)
+		}
+	})
+}
+
+// S14: the store is not looked for at the end of a link, and not where others may write.
+func TestCredentialFolders(t *testing.T) {
+	for name, spoil := range map[string]func(home string) error{
+		"link": func(home string) error { return os.Symlink(t.TempDir(), filepath.Join(home, "secrets")) },
+		"link inside": func(home string) error {
+			return errors.Join(os.Mkdir(filepath.Join(home, "secrets"), 0o700), os.Symlink(t.TempDir(), filepath.Join(home, "secrets", "credentials")))
+		},
+		"writable": func(home string) error {
+			return errors.Join(os.Mkdir(filepath.Join(home, "secrets"), 0o700), os.Chmod(filepath.Join(home, "secrets"), 0o770))
+		},
+	} {
+		home := t.TempDir()
+		if err := spoil(home); err != nil {
+			t.Fatal(err)
+		}
+		s := OpenCredentials(home)
+		_, listed := s.List()
+		for what, err := range map[string]error{"set": s.Set("npm", "v", []string{"npm.example.org"}), "list": listed, "remove": s.Remove("npm")} {
+			if f := fault.As(err); f == nil || f.Code != folder.CodeUnsafe {
+				t.Errorf("%s, %s: %v", name, what, err)
+			}
 		}
 	}
 }

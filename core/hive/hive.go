@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -20,6 +19,7 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/device"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/core/httpd"
 	"github.com/apiary-dev/apiary/core/job"
 	"github.com/apiary-dev/apiary/core/metrics"
@@ -136,8 +136,8 @@ func New(o Options) (*Hive, error) {
 // Run keeps the hive's own house until ctx ends: it looks at the devices and removes what ended workers left behind. Then
 // it ends the jobs and waits for its goroutines. Workers run on.
 func (h *Hive) Run(ctx context.Context) error {
-	if err := os.MkdirAll(h.workersDir(), 0o700); err != nil {
-		return fmt.Errorf("make the folder of workers: %w", err)
+	if err := folder.Make(h.opts.Home, "workers"); err != nil {
+		return fmt.Errorf("make the folder of workers: %w", folder.Full(err, h.opts.Home, "the folder of workers", 0))
 	}
 	if _, err := h.devices.newest(ctx, deviceEvery); err != nil {
 		return err
