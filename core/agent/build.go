@@ -138,11 +138,11 @@ func openStore(o Options, native *nativeExecutable) (*artifact.Store, error) {
 	log := o.Log.With("role", "hive")
 	var registry *npm.Provisioner
 	configured := cfg.CredentialLookup(config.OpenCredentials(cfg.Home))
-	credentials := func(name, host string) secret.Secret {
-		if s := configured(name, host); s != "" {
-			return s
+	credentials := func(name, host string) (secret.Secret, error) {
+		if s, err := configured(name, host); s != "" || err != nil {
+			return s, err
 		}
-		return registry.Credential(name, host) // what the user's npm would send there
+		return registry.Credential(name, host), nil // what the user's npm would send there
 	}
 	// The registry is the one source that the configuration names; whatever others name is checked.
 	client := egress.NewClient(egress.Options{Own: func(u *url.URL) bool { return registry.Own(u) }})

@@ -28,7 +28,7 @@ const (
 )
 
 // newRequest makes a request and adds the credential that belongs to the host.
-func newRequest(ctx context.Context, method, raw, credential string, creds func(name, host string) secret.Secret) (*http.Request, error) {
+func newRequest(ctx context.Context, method, raw, credential string, creds func(name, host string) (secret.Secret, error)) (*http.Request, error) {
 	u, err := url.Parse(raw)
 	if err != nil || u.Host == "" || u.User != nil || (u.Scheme != "https" && u.Scheme != "http") {
 		return nil, fault.New(fault.Invalid, "invalid_source", "An artifact names a source that is no https address; report this to the maker of its plugin.")
@@ -39,7 +39,11 @@ func newRequest(ctx context.Context, method, raw, credential string, creds func(
 	}
 	req.Header.Set("User-Agent", userAgent)
 	if credential != "" && creds != nil {
-		if token := creds(credential, u.Host); token != "" {
+		token, err := creds(credential, u.Host)
+		if err != nil {
+			return nil, err
+		}
+		if token != "" {
 			req.Header.Set("Authorization", "Bearer "+token.Reveal())
 		}
 	}
@@ -74,10 +78,10 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 
 // HostOptions configure what the core offers a built-in plugin.
 type HostOptions struct {
-	Name        string                                // of the plugin, for the log
-	Credentials func(name, host string) secret.Secret // as in Options
-	HTTP        *http.Client                          // as in Options
-	Log         *slog.Logger                          // nil: no log
+	Name        string                                         // of the plugin, for the log
+	Credentials func(name, host string) (secret.Secret, error) // as in Options
+	HTTP        *http.Client                                   // as in Options
+	Log         *slog.Logger                                   // nil: no log
 }
 
 // NewHost returns the host of a built-in vendor or provisioner. It makes metadata requests, bounded in time and size, to

@@ -30,7 +30,7 @@ type Options struct {
 	Provisioners []vendor.Provisioner     // likewise for engine references
 	Openers      map[string]vendor.Opener // by URL scheme: how to open sources that are no network protocol ("builtin")
 	// Credentials gives the token called name if it may be sent to host (host or host:port), else "". Nil: there are none.
-	Credentials func(name, host string) secret.Secret
+	Credentials func(name, host string) (secret.Secret, error)
 	Reserve     contract.Bytes // disk that stays free, hive.reserve.disk
 	// MaxFile bounds a file whose size nobody has promised. 0: 256 GiB.
 	MaxFile contract.Bytes

@@ -327,7 +327,10 @@ func TestCredentialStaysAtItsHost(t *testing.T) {
 	front.status, front.statusTimes, front.header = 302, 99, http.Header{"Location": {cdn.URL + "/0?signed"}}
 	var asked []string
 	_, _, err := pull(t, front.vendor("w", 0), func(o *Options) {
-		o.Credentials = func(name, host string) secret.Secret { asked = append(asked, name+"@"+host); return "canary" }
+		o.Credentials = func(name, host string) (secret.Secret, error) {
+			asked = append(asked, name+"@"+host)
+			return "canary", nil
+		}
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -421,7 +424,12 @@ func TestHostHTTP(t *testing.T) {
 		}
 	}))
 	defer srv.Close()
-	h := NewHost(HostOptions{Name: "test", HTTP: ownClient(impatient), Credentials: func(name, _ string) secret.Secret { return secret.Secret("token-" + name) }})
+	h := NewHost(HostOptions{Name: "test", HTTP: ownClient(impatient), Credentials: func(name, _ string) (secret.Secret, error) {
+		if name == "damaged" {
+			return "", fault.New(fault.Invalid, "credential_damaged", "It is damaged.")
+		}
+		return secret.Secret("token-" + name), nil
+	}})
 	h.(*host).pause = time.Millisecond
 	get := func(path string) (*vendor.HTTPResponse, error) {
 		return h.HTTP(t.Context(), vendor.HTTPRequest{Method: "GET", URL: srv.URL + path, Credential: "c", Header: map[string]string{"Authorization": "forged"}})
@@ -437,6 +445,9 @@ func TestHostHTTP(t *testing.T) {
 	}
 	if _, err := h.HTTP(t.Context(), vendor.HTTPRequest{Method: "GET", URL: "file:///etc/passwd"}); fault.KindOf(err) != fault.Invalid {
 		t.Errorf("file: %v", err)
+	}
+	if _, err := h.HTTP(t.Context(), vendor.HTTPRequest{Method: "GET", URL: srv.URL, Credential: "damaged"}); fault.As(err) == nil || fault.As(err).Code != "credential_damaged" {
+		t.Errorf("a credential that cannot be read: %v", err)
 	}
 	h.Log("warn", "hello", "key", "value")
 }

@@ -126,11 +126,11 @@ func (s *Credentials) get(name string) (Credential, error) {
 		return Credential{}, fmt.Errorf("read credential %s: %w", name, err)
 	}
 	if !st.Mode().IsRegular() || st.Mode().Perm()&0o077 != 0 {
-		return Credential{}, fault.New(fault.Invalid, "credential_exposed", "The credential file %s may be read by others or is no regular file; run chmod 600 on it, or set the credential again.", path)
+		return Credential{}, fault.New(fault.Invalid, "credential_exposed", "The stored credential %s may be read by others or is no regular file; run chmod 600 on %s, or set it again with `apiary credential set %s`.", name, path, name)
 	}
 	var f storedCredential
-	if err := json.Unmarshal(b, &f); err != nil || checkForeignSecret(f.Value) != nil {
-		return Credential{}, fault.New(fault.Invalid, "credential_damaged", "The credential file %s is damaged; remove it and set the credential again.", path)
+	if err := json.Unmarshal(b, &f); err != nil || checkForeignSecret(f.Value) != nil || len(f.Hosts) == 0 {
+		return Credential{}, fault.New(fault.Invalid, "credential_damaged", "The stored credential %s is damaged, so it cannot be used; set it again with `apiary credential set %s`, or remove it with `apiary credential rm %s`.", name, name, name)
 	}
 	return Credential{Name: name, Value: secret.Secret(f.Value), Hosts: f.Hosts}, nil
 }
@@ -155,23 +155,26 @@ func (s *Credentials) Remove(name string) error {
 
 // CredentialLookup returns the function that core/artifact asks: the credential called name where host (a URL's Host) is one that
 // it belongs to, else "". The file's credentials come before the store's, which is read at each call, so that a new
-// credential needs no restart. A host without a port stands for the default port of https only.
-func (c *Config) CredentialLookup(store *Credentials) func(name, host string) secret.Secret {
-	return func(name, host string) secret.Secret {
+// credential needs no restart; one of them that cannot be read is an error. A host without a port stands for the default
+// port of https only.
+func (c *Config) CredentialLookup(store *Credentials) func(name, host string) (secret.Secret, error) {
+	return func(name, host string) (secret.Secret, error) {
 		k, ok := named(c.Credentials, name, func(k Credential) string { return k.Name })
 		if !ok {
 			if checkName(name) != nil {
-				return ""
+				return "", nil
 			}
 			var err error
-			if k, err = store.get(name); err != nil {
-				return ""
+			if k, err = store.get(name); errors.Is(err, fs.ErrNotExist) {
+				return "", nil
+			} else if err != nil {
+				return "", err
 			}
 		}
 		if slices.ContainsFunc(k.Hosts, func(h string) bool { return normalHost(h) == normalHost(host) }) {
-			return k.Value
+			return k.Value, nil
 		}
-		return ""
+		return "", nil
 	}
 }
 

@@ -199,8 +199,18 @@ func TestCredentialLookup(t *testing.T) {
 		{"../stored", "npm.example.org", ""},
 		{"none", "npm.example.org", ""},
 	} {
-		if got := lookup(x.name, x.host); got.Reveal() != x.want {
-			t.Errorf("%s %s: %q", x.name, x.host, got.Reveal())
+		if got, err := lookup(x.name, x.host); err != nil || got.Reveal() != x.want {
+			t.Errorf("%s %s: %q, %v", x.name, x.host, got.Reveal(), err)
+		}
+	}
+	// One that cannot be read is told of: without it, the host's refusal would be a riddle.
+	for _, damaged := range []string{"", "{", `{"value":"v"}`, `{"value":"","hosts":["npm.example.org"]}`, "\x00\x00"} {
+		if err := os.WriteFile(filepath.Join(s.dir, "stored"), []byte(damaged), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := lookup("stored", "npm.example.org")
+		if f := fault.As(err); f == nil || f.Code != "credential_damaged" || !strings.Contains(f.Message, "`apiary credential set stored`") {
+			t.Errorf("%q: %v", damaged, err)
 		}
 	}
 }
