@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -100,7 +101,7 @@ func TestDeleteWhileStreaming(t *testing.T) {
 			w := n.alive()[0]
 			url, key := "http://"+n.addr, ""
 			if c.direct {
-				cluster, err := secret.Load(keyPath(n.home, secret.ClusterKeyFile))
+				cluster, err := secret.Load(filepath.Join(n.home, "secrets", secret.ClusterKeyFile))
 				if err != nil {
 					t.Fatal(err)
 				}
