@@ -166,6 +166,26 @@ func TestProcessThatIsGone(t *testing.T) {
 	a.until("it is replaced", func() bool { s := a.serving(modelID); return len(s) == 1 && s[0].Info.ID != w.spec.WorkerID })
 }
 
+// TestReplacedWorkerIsBack (F12): a worker whose beats do not arrive is replaced and not killed; when it is heard again the newer
+// one is drained and ended.
+func TestReplacedWorkerIsBack(t *testing.T) {
+	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+	ms := time.Millisecond
+	a := startQueen(t, Options{Registry: registry.Params{Stale: 500 * ms, Suspect: 600 * ms, Down: 700 * ms, Lost: 800 * ms, Grace: ms}}, h)
+	a.until("the first worker serves", func() bool { a.Demand(modelRef); return len(a.serving(modelID)) == 1 })
+	old := h.workers()[0]
+	old.beatTo()
+	a.until("it is replaced", func() bool { s := a.serving(modelID); return len(s) == 1 && s[0].Info.ID != old.spec.WorkerID })
+	if len(h.workers()) != 2 {
+		t.Fatal("a worker was killed because it was not heard")
+	}
+	old.beatTo(a.base)
+	a.until("one is left", func() bool { return len(h.workers()) == 1 && len(a.Snapshot().Workers) == 1 })
+	if w := a.Snapshot().Workers[0]; w.Info.ID != old.spec.WorkerID || len(h.spawned()) != 2 {
+		t.Errorf("%s is left after %d spawns, want the older one", w.Info.ID, len(h.spawned()))
+	}
+}
+
 func TestCancelledSpawnLeavesNoProcess(t *testing.T) {
 	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
 	h.behave = func(w *fakeWorker) { w.loadFor = time.Hour }

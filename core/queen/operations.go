@@ -196,6 +196,16 @@ func (q *Queen) deleteWorker(ctx context.Context, n *job.Narrator, id string, fo
 	return out, nil
 }
 
+// endSurplus deletes a worker as a person would, so that its story can be followed.
+func (q *Queen) endSurplus(id string) {
+	_, err := q.runJob(contract.OpWorkerDelete, func(string, float64) {}, func(ctx context.Context, n *job.Narrator, _ func(contract.Narration)) (any, error) {
+		return q.deleteWorker(ctx, n, id, false)
+	})
+	if err != nil {
+		q.log.Warn("a worker that is not needed any more could not be ended", "worker", id, "error", err.Error())
+	}
+}
+
 // findWorker returns a worker's identity and hive: from the registry, or for one that does not beat from the hives' processes. The
 // identity is empty for a worker that is listed and has ended.
 func (q *Queen) findWorker(ctx context.Context, id string) (identity contract.Identity, hiveID string, known bool, err error) {

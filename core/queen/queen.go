@@ -308,6 +308,9 @@ func (q *Queen) act(e registry.Effect) {
 	case registry.EffectRespawn:
 		q.log.Info("worker is started again", attrs...)
 		q.respawn(e.Slot)
+	case registry.EffectSurplus:
+		q.log.Info("a worker that was replaced is back, so the newer one is drained and ended", attrs...)
+		q.do(func(context.Context) { q.endSurplus(e.WorkerID) })
 	case registry.EffectLiveness:
 		q.log.Info("registry changed", attrs...)
 		if e.To != contract.LivenessAlive { // silent: perhaps its end was not reported

@@ -106,6 +106,7 @@ const (
 	EffectPanicOff   EffectKind = "panic_off"
 	EffectPaused     EffectKind = "paused"  // this process stood still
 	EffectRespawn    EffectKind = "respawn" // start a worker in Slot now; answer with SpawnBegan or Release
+	EffectSurplus    EffectKind = "surplus" // the worker replaced one that was lost and is back: drain and end it
 	EffectCrashLoop  EffectKind = "crashloop"
 	EffectDoesNotFit EffectKind = "does_not_fit"
 )

@@ -39,6 +39,9 @@ func (Tick) apply(m *Machine, now time.Duration) []Effect {
 			if l := m.liveness(now, now-w.BeatAt); l != w.Liveness {
 				fx = append(fx, Effect{Kind: EffectLiveness, WorkerID: id, HiveID: w.Info.HiveID, From: w.Liveness, To: l})
 				w.Liveness = l
+				if l == contract.LivenessLost {
+					w.lostAt, w.back = now, false
+				}
 			}
 			if a := m.slots[w.slot]; a != nil && w.Liveness == contract.LivenessLost {
 				delete(a.live, id)
@@ -64,6 +67,7 @@ func (Tick) apply(m *Machine, now time.Duration) []Effect {
 			delete(m.ended, id)
 		}
 	}
+	fx = append(fx, m.surplus()...)
 	m.pruneSlots(now)
 	return append(fx, m.respawn(now)...)
 }

@@ -33,8 +33,11 @@ type Machine struct {
 type worker struct {
 	Worker
 	slot      Slot
-	begun     bool // started by this queen
-	manual    bool // … because a person asked for it
+	begun     bool          // started by this queen
+	manual    bool          // … because a person asked for it
+	begunAt   time.Duration // when, if it was begun
+	lostAt    time.Duration // when it was last lost
+	back      bool          // it beats again since, and may have been replaced
 	ejections int
 	refused   bool          // ejected by a refused dial, so that a probe can end it
 	ejectedAt time.Duration // start of the last ejection
@@ -90,6 +93,7 @@ func (e Beat) apply(m *Machine, now time.Duration) []Effect {
 		fx = append(fx, Effect{Kind: EffectWorker, WorkerID: info.ID, HiveID: info.HiveID, Reason: string(info.Status)})
 	}
 	if l := contract.LivenessAlive; w.Liveness != l {
+		w.back = w.back || w.Liveness == contract.LivenessLost
 		fx = append(fx, Effect{Kind: EffectLiveness, WorkerID: info.ID, HiveID: info.HiveID, From: w.Liveness, To: l})
 		w.Liveness = l
 	}
@@ -117,14 +121,14 @@ func (m *Machine) appear(now time.Duration, info contract.WorkerInfo) []Effect {
 	w := &worker{Worker: Worker{Liveness: contract.LivenessAlive}}
 	w.Info.ID = info.ID
 	sp, begun := m.spawns[info.ID]
-	w.slot, w.begun, w.manual = sp.slot, begun, sp.manual
+	w.slot, w.begun, w.manual, w.begunAt = sp.slot, begun, sp.manual, sp.at
 	if !begun && info.HiveID != "" { // a worker that somebody started by hand belongs to no hive and is not restarted
 		w.slot = Slot{ModelID: info.ModelID, HiveID: info.HiveID, Device: info.Device}
 	}
 	if old := m.workers[info.ID]; old != nil {
 		m.forgetRun(now, old)
 		if !begun && old.slot != (Slot{}) { // what it was started for is not for it to say anew
-			w.slot, w.begun = old.slot, old.begun
+			w.slot, w.begun, w.manual, w.begunAt = old.slot, old.begun, old.manual, old.begunAt
 		}
 	}
 	delete(m.spawns, info.ID)

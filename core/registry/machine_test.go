@@ -582,6 +582,68 @@ func TestFailedSpawnLeavesALiveWorker(t *testing.T) {
 	}
 }
 
+// TestSurplusAfterALoss (F12): when a worker that was lost and replaced comes back, the newer one is to be drained, once, and the
+// older one is kept and looked after as before.
+func TestSurplusAfterALoss(t *testing.T) {
+	surplus := func(w *world) (ids []string) {
+		for _, e := range w.seen {
+			if e.Kind == EffectSurplus {
+				ids = append(ids, e.WorkerID)
+			}
+		}
+		return ids
+	}
+	here, there := Slot{ModelID: "m", HiveID: "h1", Device: "cpu0"}, Slot{ModelID: "m", HiveID: "h2", Device: "cpu0"}
+	for _, c := range []struct {
+		slot   Slot
+		manual bool
+		want   []string
+	}{{here, false, []string{"w2"}}, {there, false, []string{"w2"}}, {here, true, nil}, {there, true, nil}} {
+		w := newWorld(t)
+		w.step(SpawnBegan{Slot: here, WorkerID: "w1", Automatic: true})
+		w.beat("w1", contract.StatusReady)
+		w.pass(20*time.Second, "h1", "h2", "w1")
+		w.pass(70*time.Second, "h1", "h2")
+		if l := w.worker("w1").Liveness; l != contract.LivenessLost || w.count(EffectRespawn) != 1 {
+			t.Fatalf("after 70 s of silence: %s, %d respawns", l, w.count(EffectRespawn))
+		}
+		second := func(status contract.WorkerStatus) {
+			i := info("w2", status)
+			i.HiveID, i.PID, i.Incarnation = c.slot.HiveID, 8, 200
+			w.seqs["w2"]++
+			w.step(Beat{Heartbeat: contract.Heartbeat{Worker: i, Sequence: w.seqs["w2"]}})
+		}
+		w.step(SpawnBegan{Slot: c.slot, WorkerID: "w2", Automatic: !c.manual})
+		second(contract.StatusStarting)
+		w.beat("w1", contract.StatusReady)
+		w.pass(3*time.Second, "w1")
+		if ids := surplus(w); len(ids) != 0 {
+			t.Errorf("%+v: %v is surplus although only one worker serves", c, ids)
+		}
+		second(contract.StatusReady)
+		w.pass(3*time.Second, "w1")
+		if ids := surplus(w); !slices.Equal(ids, c.want) {
+			t.Errorf("%+v: surplus %v, want %v", c, ids, c.want)
+		}
+		if c.want == nil {
+			continue
+		}
+		w.step(Draining{WorkerID: "w2", On: true})
+		i := info("w2", "")
+		i.PID = 8
+		w.step(Exited{Report: contract.WorkerExit{WorkerID: "w2", Identity: i.Identity()}})
+		w.step(Deleted{WorkerID: "w2"})
+		before := w.count(EffectRespawn)
+		w.step(Release{Slot: here}) // the respawn that was answered elsewhere
+		if c.slot == here {
+			w.exit("w1", 1, false)
+			if n := w.count(EffectRespawn) - before; n != 1 {
+				t.Errorf("the worker that was kept crashed and %d were asked for", n)
+			}
+		}
+	}
+}
+
 func TestSnapshotIsImmutable(t *testing.T) {
 	w := newWorld(t)
 	w.beat("w1", contract.StatusReady)

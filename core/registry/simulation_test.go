@@ -50,6 +50,8 @@ type sim struct {
 	asked map[Slot]bool
 	seqs  map[string][2]int64 // worker → the newest (incarnation, sequence) that was in a snapshot
 	dead  map[contract.Identity]bool
+
+	surplus []string
 }
 
 func simHives() []string { return []string{"h1", "h2", "h3"} }
@@ -79,6 +81,11 @@ func (s *sim) step(ev Event) {
 				s.t.Fatal("a worker was replaced while the brake is on")
 			}
 			s.asked[e.Slot] = true
+		case EffectSurplus:
+			if w := s.m.workers[e.WorkerID]; w == nil || w.manual || len(s.m.Snapshot(s.now).Serving("m")) < 2 {
+				s.t.Fatalf("worker %s is to be drained, and no other serves", e.WorkerID)
+			}
+			s.surplus = append(s.surplus, e.WorkerID)
 		case EffectLiveness, EffectHive:
 			if e.To == contract.LivenessLost && s.m.panic {
 				s.t.Fatal("something became lost while the brake is on (I6)")
@@ -226,6 +233,13 @@ func (s *sim) act() {
 			s.spawn(asked, true, s.rnd.IntN(3) == 0)
 		}
 	}
+	for _, id := range s.surplus {
+		if q := s.procs[id]; q != nil {
+			s.step(Draining{WorkerID: id, On: true})
+			s.end(q, Deleted{WorkerID: id})
+		}
+	}
+	s.surplus = nil
 	switch n := s.rnd.IntN(24); {
 	case n == 0 && len(s.procs) < 8:
 		s.spawn(slot, s.rnd.IntN(2) == 0, s.rnd.IntN(4) == 0)

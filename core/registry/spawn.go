@@ -175,6 +175,53 @@ func (e Release) apply(m *Machine, _ time.Duration) []Effect {
 	return nil
 }
 
+// surplus finds the workers that were started by themselves while another one of their model was lost that is back now, once both
+// serve. The older one is kept: clients have their conversations there.
+func (m *Machine) surplus() []Effect {
+	if m.panic {
+		return nil
+	}
+	var fx []Effect
+	for _, id := range m.order() {
+		w := m.workers[id]
+		if !w.back {
+			continue
+		}
+		coming := false
+		var newer *worker
+		for _, other := range m.order() {
+			o := m.workers[other]
+			if o == w || o.Exit != nil || o.Draining || o.Info.ModelID != w.Info.ModelID || !o.begun || o.manual || o.begunAt < w.lostAt {
+				continue
+			}
+			if reach(o.Info.Status) && o.Liveness == contract.LivenessAlive && (newer == nil || o.begunAt > newer.begunAt) {
+				newer = o
+			}
+			coming = coming || o.Info.Status == contract.StatusStarting
+		}
+		for _, sp := range m.spawns {
+			coming = coming || sp.slot.ModelID == w.Info.ModelID && !sp.manual && sp.at >= w.lostAt
+		}
+		serves := w.Exit == nil && !w.Draining && reach(w.Info.Status) && w.Liveness == contract.LivenessAlive
+		switch {
+		case newer != nil && serves:
+			fx = append(fx, Effect{Kind: EffectSurplus, WorkerID: newer.Info.ID, HiveID: newer.Info.HiveID, Reason: "replaced_one_is_back"})
+			w.back = false
+		case newer == nil && !coming, w.Exit != nil, w.Draining:
+			w.back = false
+		}
+	}
+	return fx
+}
+
+// unwant counts a worker that is ended on purpose, before it is taken from the account. One too many was not wanted anyway, nor
+// was one that was lost and replaced.
+func (a *account) unwant(id string) {
+	if a.live[id] && len(a.live) <= a.want {
+		a.want--
+	}
+}
+
 func (e Deleted) apply(m *Machine, now time.Duration) []Effect {
 	w := m.workers[e.WorkerID]
 	sp, begun := m.spawns[e.WorkerID]
@@ -185,11 +232,11 @@ func (e Deleted) apply(m *Machine, now time.Duration) []Effect {
 		return nil
 	}
 	delete(m.spawns, e.WorkerID)
+	if a := m.slots[slot]; a != nil && (w == nil || w.Exit == nil) {
+		a.unwant(e.WorkerID)
+	}
 	fx := m.remove(now, e.WorkerID)
 	if a := m.slots[slot]; a != nil {
-		if w == nil || w.Exit == nil {
-			a.want--
-		}
 		delete(a.live, e.WorkerID)
 		a.want = max(0, min(a.want, len(a.live))) // a restart that was due is not wanted any more
 	}
@@ -226,12 +273,15 @@ func (e Exited) apply(m *Machine, now time.Duration) []Effect {
 		m.workers[r.WorkerID], m.ids = w, nil
 	}
 	delete(m.spawns, r.WorkerID)
-	m.forgetRun(now, w)
 	clean := r.ExitCode == 0 && r.Signal == 0
 	a := m.slots[w.slot]
+	if a != nil && (w.Draining || clean) {
+		a.unwant(r.WorkerID)
+	}
+	m.forgetRun(now, w)
 	if w.Draining || clean || a == nil {
 		if a != nil {
-			a.want = max(0, min(a.want-1, len(a.live)))
+			a.want = max(0, min(a.want, len(a.live)))
 			a.reason, a.last = "exited", &r
 			if w.ReadyAt == 0 && !w.Draining {
 				// One that ends by itself while it loads has failed, whatever it says.
