@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -101,7 +100,7 @@ func TestDeleteWhileStreaming(t *testing.T) {
 			w := n.alive()[0]
 			url, key := "http://"+n.addr, ""
 			if c.direct {
-				cluster, err := secret.Load(filepath.Join(n.home, "secrets", secret.ClusterKeyFile))
+				cluster, err := loadKey(n.home, secret.ClusterKeyFile)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -66,7 +66,7 @@ func (a *app) workerList() *cobra.Command {
 			return ask(ctx, a, op{Operation: contract.OpWorkerList}, func(workers []contract.WorkerView) error {
 				rows := make([][]string, 0, len(workers))
 				for _, w := range workers {
-					rows = append(rows, []string{w.ID, w.ModelID, w.HiveID + "/" + w.Device, workerState(w), w.Implementation, fmt.Sprint(w.PID), fmt.Sprint(w.Port), age(w.AgeMS)})
+					rows = append(rows, []string{w.ID, w.ModelID, cmp.Or(w.HiveName, w.HiveID) + "/" + w.Device, workerState(w), w.Implementation, fmt.Sprint(w.PID), fmt.Sprint(w.Port), age(w.AgeMS)})
 				}
 				return a.table([]string{"WORKER", "MODEL", "WHERE", "STATE", "KIND", "PID", "PORT", "HEARD"}, rows, "There are no workers; `apiary worker spawn MODEL` starts one.")
 			})
@@ -78,7 +78,7 @@ func (a *app) workerGet() *cobra.Command {
 		RunE: interruptible(func(ctx context.Context, args []string) error {
 			return ask(ctx, a, contract.WorkerRef{Operation: contract.OpWorkerGet, WorkerID: args[0]}, func(w contract.WorkerView) error {
 				return a.fields([][2]string{{"id", w.ID}, {"model", w.ModelID}, {"state", workerState(w)}, {"heard", age(w.AgeMS) + " ago"},
-					{"where", w.HiveID + "/" + w.Device}, {"address", fmt.Sprintf("%s:%d", w.Address, w.Port)}, {"implementation", w.Implementation + " " + w.Version},
+					{"where", cmp.Or(w.HiveName, w.HiveID) + "/" + w.Device}, {"address", fmt.Sprintf("%s:%d", w.Address, w.Port)}, {"implementation", w.Implementation + " " + w.Version},
 					{"apis", strings.Join(w.APIs, ", ")}, {"capabilities", strings.Join(w.Capabilities, ", ")}, {"context", count(uint64(w.ContextLength))},
 					{"slots", fmt.Sprintf("%d of %d busy", w.SlotsBusy, w.Slots)}, {"queue", fmt.Sprint(w.QueueDepth)}, {"in flight", fmt.Sprint(w.InFlight)},
 					{"kv tokens", count(uint64(w.KVTokensUsed))}, {"memory", w.MemoryBytes.String()}, {"pid", fmt.Sprint(w.PID)}, {"boot id", w.BootID},

@@ -25,6 +25,7 @@ const (
 // WorkerView is a worker as the queen lists it.
 type WorkerView struct {
 	WorkerInfo
+	HiveName  string   `json:"hive_name,omitempty"` // of the hive HiveID; empty for one that is not known
 	Liveness  Liveness `json:"liveness"`
 	Condition string   `json:"condition,omitempty"`
 	AgeMS     int64    `json:"age_ms"`    // since the last beat

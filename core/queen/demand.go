@@ -231,8 +231,8 @@ func (q *Queen) attempt(ctx context.Context, d *demand, name, key string) error 
 	}
 	id := t.ModelIDs[0]
 	if p, err := q.inherited(ctx, q.alive(), func(p contract.Process) bool {
-		_, known := q.Snapshot().Worker(p.WorkerID)
-		return p.Model == id && !known // of those that are known none serves
+		w, known := q.Snapshot().Worker(p.WorkerID)
+		return p.Model == id && (!known || beats(&w)) // it may have beaten a moment ago
 	}); p != nil || err != nil {
 		return err
 	}

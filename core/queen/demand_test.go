@@ -372,7 +372,7 @@ func TestHiveRefusalIsKeptAndNotRepeated(t *testing.T) {
 func TestHiveAway(t *testing.T) {
 	h := newFakeHive(t, "q1")
 	a := startQueen(t, Options{Hives: []string{"http://127.0.0.1:1"}, ReadyAfter: 300 * time.Millisecond}, h)
-	if a.settled() {
+	if a.settled() && a.now() < a.o.ReadyAfter {
 		t.Error("settled although a hive has not reported")
 	}
 	a.until("settled", func() bool { a.notify(); return a.settled() && len(a.Snapshot().Hives) == 1 })

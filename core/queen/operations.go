@@ -127,11 +127,12 @@ func workerNotFound(id string) error {
 }
 
 func (q *Queen) getWorker(id string) (contract.WorkerView, error) {
-	w, ok := q.Snapshot().Worker(id)
+	s := q.Snapshot()
+	w, ok := s.Worker(id)
 	if !ok {
 		return contract.WorkerView{}, workerNotFound(id)
 	}
-	return q.workerView(&w), nil
+	return q.workerView(s, &w), nil
 }
 
 func (q *Queen) getHive(id string) (contract.HiveView, error) {

@@ -65,7 +65,7 @@ func TestSpawnFromNothing(t *testing.T) {
 
 	var list []contract.WorkerView
 	a.read(operation{contract.OpWorkerList}, "[]WorkerView", &list)
-	if len(list) != 1 || list[0].ID != s.WorkerID || list[0].Liveness != contract.LivenessAlive {
+	if len(list) != 1 || list[0].ID != s.WorkerID || list[0].Liveness != contract.LivenessAlive || list[0].HiveName != "q1-name" {
 		t.Errorf("list %+v", list)
 	}
 	var logs contract.WorkerLogLines

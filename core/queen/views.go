@@ -5,15 +5,16 @@ import (
 	"github.com/apiary-dev/apiary/core/registry"
 )
 
-func (q *Queen) workerView(w *registry.Worker) contract.WorkerView {
-	return contract.WorkerView{WorkerInfo: w.Info, Liveness: w.Liveness, Condition: w.Condition,
+func (q *Queen) workerView(s *registry.Snapshot, w *registry.Worker) contract.WorkerView {
+	h, _ := s.Hive(w.Info.HiveID)
+	return contract.WorkerView{WorkerInfo: w.Info, HiveName: h.Beat.Name, Liveness: w.Liveness, Condition: w.Condition,
 		AgeMS: (q.now() - w.BeatAt).Milliseconds(), InFlight: q.o.InFlight(w.Info.ID)}
 }
 
 func (q *Queen) workerViews(s *registry.Snapshot) []contract.WorkerView {
 	out := make([]contract.WorkerView, 0, len(s.Workers))
 	for i := range s.Workers {
-		out = append(out, q.workerView(&s.Workers[i]))
+		out = append(out, q.workerView(s, &s.Workers[i]))
 	}
 	return out
 }
