@@ -45,7 +45,7 @@ func (s *Store) InstallEngine(ctx context.Context, ref string, devices []contrac
 
 // installBest installs the first build that works, from the one for the best device down.
 func (s *Store) installBest(ctx context.Context, ref string, prov vendor.Provisioner, on vendor.Platform, report Report) (contract.Engine, error) {
-	if e, err := s.installed(ctx, ref, prov, on); err != nil || e.ID != "" {
+	if e, err := s.installed(ctx, ref, prov, on, report); err != nil || e.ID != "" {
 		return e, err
 	}
 	report("resolve", "looking up "+ref, nil)
@@ -82,7 +82,7 @@ func nextPlatform(prov vendor.Provisioner, ref string, on vendor.Platform, curre
 }
 
 // installed finds the engine that ref means on this machine without asking anybody; the zero Engine when there is none.
-func (s *Store) installed(ctx context.Context, ref string, prov vendor.Provisioner, on vendor.Platform) (contract.Engine, error) {
+func (s *Store) installed(ctx context.Context, ref string, prov vendor.Provisioner, on vendor.Platform, report Report) (contract.Engine, error) {
 	p, ok := prov.(vendor.Pinner)
 	if !ok {
 		return contract.Engine{}, nil
@@ -97,9 +97,11 @@ func (s *Store) installed(ctx context.Context, ref string, prov vendor.Provision
 	}
 	for _, e := range all {
 		if e.ID == id {
+			report(contract.ActionPresent, e.ID+" is installed already", nil)
 			return e.Engine, s.addReference(ctx, &e, ref)
 		}
 		if slices.Contains(e.References, ref) && slices.Contains(e.InsteadOf, name) {
+			report(contract.ActionPresent, e.ID+" is installed already; the build for "+name+" does not work on this machine", nil)
 			return e.Engine, nil
 		}
 	}
@@ -141,7 +143,8 @@ func (s *Store) install(ctx context.Context, ref string, plan *vendor.Plan, fail
 	if all, err := s.engines(); err != nil {
 		return contract.Engine{}, err
 	} else if i := slices.IndexFunc(all, func(o engineEntry) bool { return o.ID == plan.Reference }); i >= 0 {
-		return all[i].Engine, s.addReference(ctx, &all[i], ref) // another process was faster
+		report(contract.ActionPresent, plan.Reference+" is installed already", nil) // another process was faster
+		return all[i].Engine, s.addReference(ctx, &all[i], ref)
 	}
 	got := map[string]fetched{}
 	err = s.withFiles(ctx, plan, plan.Files, got, plan.Name+" "+plan.Version+" for "+plan.Platform, report, func() error {
@@ -381,6 +384,7 @@ func (s *Store) installInPlace(ctx context.Context, e *engineEntry, plan *vendor
 		return contract.Engine{}, err
 	}
 	if i := slices.IndexFunc(all, func(o engineEntry) bool { return o.ID == e.ID }); i >= 0 {
+		report(contract.ActionPresent, e.ID+" is listed already", nil)
 		return all[i].Engine, s.addReference(ctx, &all[i], e.References[0])
 	}
 	if err := s.selfTest(ctx, e, plan.InPlace, report); err != nil {

@@ -157,8 +157,12 @@ func TestInstallEngine(t *testing.T) {
 		t.Errorf("the archive stays: %v", left)
 	}
 	n := r.count()
-	if again, err := s.InstallEngine(t.Context(), enginePackage, nil, nil); err != nil || again.ID != e.ID {
-		t.Errorf("again: %v, %v", again.ID, err)
+	if log.has(contract.ActionPresent, "") {
+		t.Error("it was there already")
+	}
+	var second reports
+	if again, err := s.InstallEngine(t.Context(), enginePackage, nil, second.add); err != nil || again.ID != e.ID || !second.has(contract.ActionPresent, e.ID+" is installed already") {
+		t.Errorf("again: %v, %v, %v", again.ID, err, second.events)
 	}
 	if again, err := s.InstallEngine(t.Context(), e.ID, nil, nil); err != nil || again.ID != e.ID || len(again.References) > 1 && again.References[1] != e.ID {
 		t.Errorf("by its ID: %v, %v", again, err)

@@ -41,6 +41,7 @@ func (s *Store) PullModel(ctx context.Context, ref string, report Report) (contr
 
 func (s *Store) pullModel(ctx context.Context, ref string, report Report) (contract.Model, error) {
 	if m, err := s.Model(ref); err == nil && s.complete(m) {
+		report(contract.ActionPresent, m.ID+" is in the catalog already", nil)
 		return m, nil
 	}
 	i := slices.IndexFunc(s.opts.Vendors, func(v vendor.Vendor) bool { return v.Supports(ref) })

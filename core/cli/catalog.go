@@ -21,7 +21,10 @@ func (a *app) modelCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return fetch(ctx, a, contract.ArtifactRef{Operation: contract.OpModelDownload, Reference: ref, HiveID: hive}, "model  ", func(_ *story, m contract.Model) string {
+			return fetch(ctx, a, contract.ArtifactRef{Operation: contract.OpModelDownload, Reference: ref, HiveID: hive}, "model  ", func(_ *story, m contract.Model, present bool) string {
+				if present {
+					return m.ID + " is in the catalog already"
+				}
 				return fmt.Sprintf("%s · %s · verified", m.ID, m.SizeBytes)
 			})
 		})}
@@ -132,7 +135,10 @@ func (a *app) engineReference(args []string) (string, error) {
 	return args[0], nil
 }
 
-func engineLine(s *story, e contract.Engine) string {
+func engineLine(s *story, e contract.Engine, present bool) string {
+	if present {
+		return fmt.Sprintf("%s %s for %s is installed already", e.Name, versionOf(e), e.Platform)
+	}
 	line := fmt.Sprintf("installed %s %s for %s ", e.Name, versionOf(e), e.Platform)
 	if drawn := s.bar(1, 1); drawn != "" {
 		line += drawn
@@ -182,7 +188,7 @@ func ask[T any](ctx context.Context, a *app, operation any, show func(T) error) 
 }
 
 // fetch runs an operation that brings something, tells its story and says what came of it.
-func fetch[T any](ctx context.Context, a *app, operation any, label string, line func(*story, T) string) error {
+func fetch[T any](ctx context.Context, a *app, operation any, label string, line func(s *story, result T, present bool) string) error {
 	c, err := a.connect(ctx)
 	if err != nil {
 		return err
@@ -191,11 +197,15 @@ func fetch[T any](ctx context.Context, a *app, operation any, label string, line
 	s := a.story(ctx)
 	defer s.end()
 	s.step(label)
-	result, err := client.Run[T](ctx, c.Client, operation, s.narrate)
+	present := false
+	result, err := client.Run[T](ctx, c.Client, operation, func(n contract.Narration) {
+		present = present || n.Action == contract.ActionPresent
+		s.narrate(n)
+	})
 	if err != nil {
 		return err
 	}
-	s.done("%s", line(s, result))
+	s.done("%s", line(s, result, present))
 	if a.json {
 		return a.printJSON(result)
 	}

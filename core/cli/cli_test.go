@@ -205,7 +205,7 @@ func TestPlainOutsideATerminal(t *testing.T) {
 	s := newStory(&b, func(string) string { return "" })
 	s.step("engine ")
 	s.narrate(contract.Narration{Action: "fetch", Message: "fetching x… y", Progress: &contract.Progress{Done: 1, Total: 50, Unit: "bytes"}})
-	s.done("%s", engineLine(s, contract.Engine{Name: "llama.cpp", Version: "3.21.1", Build: "llama.cpp 0.4.0", Platform: "linux-x64", SizeBytes: 2 * contract.MiB}))
+	s.done("%s", engineLine(s, contract.Engine{Name: "llama.cpp", Version: "3.21.1", Build: "llama.cpp 0.4.0", Platform: "linux-x64", SizeBytes: 2 * contract.MiB}, false))
 	want := "engine: fetching x... y\nengine: installed llama.cpp 3.21.1 (0.4.0) for linux-x64 · 2.0 MiB · verified · self-test ok\n"
 	if diff := cmp.Diff(want, b.String()); diff != "" {
 		t.Error(diff)

@@ -205,6 +205,6 @@ func (c *conn) prepareEngine(ctx context.Context, a *app, s *story) error {
 	if err != nil {
 		return err
 	}
-	s.done("%s", engineLine(s, e))
+	s.done("%s", engineLine(s, e, false))
 	return nil
 }

@@ -84,6 +84,9 @@ type Narration struct {
 	Progress *Progress `json:"progress,omitempty"`
 }
 
+// ActionPresent is the action of the narration that says that what was to be fetched or installed is there already.
+const ActionPresent = "present"
+
 // Progress says how far an action is. Total is 0 while it is not known.
 type Progress struct {
 	Done  uint64 `json:"done"`

@@ -142,6 +142,17 @@ func TestArtifactOperations(t *testing.T) {
 	if _, err := do[contract.Engine](a, artifactRef(contract.OpWorkerRemove, engine), ""); fault.KindOf(err) != fault.Conflict || err.Code != "engine_in_use" {
 		t.Errorf("removing an engine in use: %v", err)
 	}
+	// All workers that use it are named.
+	second := recorderSpawn("w-2")
+	second.Worker.Source = engine
+	s2 := a.spawn(second)
+	for _, op := range []string{contract.OpModelDelete, contract.OpWorkerRemove} {
+		ref := map[string]string{contract.OpModelDelete: model, contract.OpWorkerRemove: engine}[op]
+		if _, err := do[any](a, artifactRef(op, ref), ""); err == nil || !strings.Contains(err.Message, `by 2 workers, "w-1", "w-2"; end each`) {
+			t.Errorf("%s: %v", op, err)
+		}
+	}
+	must[contract.WorkerDeleted](t)(a.delete(s2.Identity))
 	must[contract.WorkerDeleted](t)(a.delete(s.Identity))
 	must[contract.Model](t)(do[contract.Model](a, artifactRef(contract.OpModelDelete, model), "Model"))
 	must[contract.Engine](t)(do[contract.Engine](a, artifactRef(contract.OpWorkerRemove, engine), "Engine"))

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
@@ -184,10 +186,20 @@ func (h *Hive) unused(uses func(process.Entry) bool, code, what string) error {
 	if err != nil {
 		return err
 	}
-	if i := slices.IndexFunc(running, uses); i >= 0 {
-		return fault.New(fault.Conflict, code, "The %s is in use by worker %q; delete the worker first.", what, running[i].WorkerID)
+	var ids []string
+	for _, p := range running {
+		if uses(p) {
+			ids = append(ids, strconv.Quote(p.WorkerID))
+		}
 	}
-	return nil
+	switch len(ids) {
+	case 0:
+		return nil
+	case 1:
+		return fault.New(fault.Conflict, code, "The %s is in use by worker %s; end it first with `apiary worker delete`.", what, ids[0])
+	}
+	slices.Sort(ids)
+	return fault.New(fault.Conflict, code, "The %s is in use by %d workers, %s; end each of them first with `apiary worker delete`.", what, len(ids), strings.Join(ids, ", "))
 }
 
 const defaultLogLines = 100

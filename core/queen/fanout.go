@@ -79,10 +79,8 @@ func (q *Queen) deleteModel(ctx context.Context, n *job.Narrator, ref contract.A
 	}
 	out := removed{Reference: ref.Reference, Hives: []string{}}
 	for _, id := range t.ModelIDs {
-		for _, w := range q.Snapshot().Workers {
-			if w.Info.ModelID == id && w.Exit == nil && w.Liveness != contract.LivenessLost && (ref.HiveID == "" || w.Info.HiveID == ref.HiveID) {
-				return out, fault.New(fault.Conflict, "model_in_use", "Worker %s serves the model; end it first with `apiary worker delete %s`.", w.Info.ID, w.Info.ID)
-			}
+		if err := q.unserved(id, ref.HiveID); err != nil {
+			return out, err
 		}
 		links, err := q.holders(ref.HiveID, func(inv *contract.Inventory) bool {
 			return slices.ContainsFunc(inv.Models, func(m contract.Model) bool { return m.ID == id })
@@ -106,6 +104,24 @@ func (q *Queen) deleteModel(ctx context.Context, n *job.Narrator, ref contract.A
 		return out, fault.New(fault.NotFound, "model_not_found", "The model %s is not in the catalog; `apiary model list` shows what is.", quoted(ref.Reference)).WithParam("model")
 	}
 	return out, nil
+}
+
+// unserved is an error that names the workers of a hive, or of all, that serve a model.
+func (q *Queen) unserved(modelID, hiveID string) error {
+	var ids []string
+	for _, w := range q.Snapshot().Workers {
+		if w.Info.ModelID == modelID && w.Exit == nil && w.Liveness != contract.LivenessLost && (hiveID == "" || w.Info.HiveID == hiveID) {
+			ids = append(ids, w.Info.ID)
+		}
+	}
+	switch len(ids) {
+	case 0:
+		return nil
+	case 1:
+		return fault.New(fault.Conflict, "model_in_use", "Worker %s serves the model; end it first with `apiary worker delete %s`.", ids[0], ids[0])
+	}
+	slices.Sort(ids)
+	return fault.New(fault.Conflict, "model_in_use", "%d workers serve the model, %s; end each of them first with `apiary worker delete`.", len(ids), strings.Join(ids, ", "))
 }
 
 func (q *Queen) removeFrom(ctx context.Context, n *job.Narrator, links []*link, op contract.ArtifactRef, out *removed) error {

@@ -76,6 +76,15 @@ func TestSpawnFromNothing(t *testing.T) {
 	if got := a.run(contract.ArtifactRef{Operation: contract.OpModelDelete, Reference: modelRef}); got.err == nil || got.err.Code != "model_in_use" {
 		t.Errorf("a model in use was deleted: %+v", got)
 	}
+	another := spawnOp(modelRef)
+	another.WorkerID = "another"
+	if got := a.run(another); got.err != nil {
+		t.Fatal(got.err)
+	}
+	if got := a.run(contract.ArtifactRef{Operation: contract.OpModelDelete, Reference: modelRef}); got.err == nil || !strings.Contains(got.err.Message, "2 workers serve the model, another, "+s.WorkerID+"; end each") {
+		t.Errorf("a model that two workers serve: %+v", got.err)
+	}
+	a.read(contract.WorkerRef{Operation: contract.OpWorkerDelete, WorkerID: "another"}, "WorkerDeleted", new(contract.WorkerDeleted))
 	var gone contract.WorkerDeleted
 	a.read(contract.WorkerRef{Operation: contract.OpWorkerDelete, WorkerID: s.WorkerID}, "WorkerDeleted", &gone)
 	if gone.Outcome != "terminated" || len(h.workers()) != 0 || len(a.Snapshot().Workers) != 0 {
@@ -86,7 +95,7 @@ func TestSpawnFromNothing(t *testing.T) {
 	if _, err := a.Resolve(modelRef); fault.KindOf(err) != fault.NotFound || len(rm.Hives) != 1 {
 		t.Errorf("a deleted model resolves: %v, removed %+v", err, rm)
 	}
-	if n := len(h.spawned()); n != 1 {
+	if n := len(h.spawned()); n != 2 { // those that were asked for
 		t.Errorf("%d spawns", n)
 	}
 }
