@@ -41,6 +41,7 @@ type extractor struct {
 
 	entries  int
 	unpacked int64
+	names    map[string]string // files and folders that were made, by their names in lower case
 	report   func(n int64)
 }
 
@@ -202,6 +203,21 @@ func (x *extractor) count(name string, size int64) error {
 	return x.ctx.Err()
 }
 
+// sameCase refuses a file that, or whose folders, would be another one of the archive where case does not count, as on macOS.
+func (x *extractor) sameCase(to string) error {
+	if x.names == nil {
+		x.names = map[string]string{}
+	}
+	for p := to; p != "."; p = path.Dir(p) {
+		key := strings.ToLower(p)
+		if other, ok := x.names[key]; ok && other != p {
+			return badArchive("%q and %q differ only in case", other, p)
+		}
+		x.names[key] = p
+	}
+	return nil
+}
+
 func (x *extractor) entry(name string, size int64, dir bool, mode fs.FileMode, r io.Reader) error {
 	if err := x.count(name, size); err != nil {
 		return err
@@ -220,6 +236,9 @@ func (x *extractor) entry(name string, size int64, dir bool, mode fs.FileMode, r
 	to := path.Join(x.step.Into, rel)
 	if strings.HasPrefix(path.Base(to), tmpPrefix) {
 		return badArchive("%q has a name that Apiary uses itself", name)
+	}
+	if err := x.sameCase(to); err != nil {
+		return err
 	}
 	if err := x.root.MkdirAll(path.Dir(to), 0o755); err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -138,6 +139,19 @@ func TestExtractRefuses(t *testing.T) {
 		"zip many entries":  {archive: zipOf(t, maxArchiveEntries+1, "f%d", ""), part: "entries"},
 		"zip up":            {archive: zipOf(t, 1, "../a%d", "x"), part: "not a relative path"},
 		"zip damaged":       {archive: zipOf(t, 1, "a%d", "x")[:30], part: "entries"},
+		"other case":        {archive: tgz(t, entry{name: "lib/A.so", body: "x"}, entry{name: "lib/a.so", body: "y"}), part: "differ only in case"},
+		"folder in case":    {archive: tgz(t, entry{name: "Lib/a.so", body: "x"}, entry{name: "lib/b.so", body: "y"}), part: "differ only in case"},
+		"new line":          {archive: tgz(t, entry{name: "a\nb", body: "x"}), part: "not allowed"},
+		"NUL":               {archive: rawTar(t, "a\x00b", "x"), part: ""},
+		"right to left":     {archive: tgz(t, entry{name: "a\u202egpj.so", body: "x"}), part: "not allowed"},
+		"long name":         {archive: tgz(t, entry{name: strings.Repeat("a", 300), body: "x"}), part: "not a relative path"},
+		"deep":              {archive: tgz(t, entry{name: strings.Repeat("a/", 600) + "a", body: "x"}), part: "too long"},
+		"dots":              {archive: tgz(t, entry{name: "a/./b", body: "x"}), part: "not a relative path"},
+		"slashes":           {archive: tgz(t, entry{name: "a//b", body: "x"}), part: "not a relative path"},
+		"drive":             {archive: tgz(t, entry{name: `c:\a`, body: "x"}), part: "not allowed"},
+		"through a link":    {archive: tgz(t, entry{name: "d", typ: tar.TypeSymlink, link: ".."}, entry{name: "d/a", body: "x"}), part: "neither a file nor a folder"},
+		"block device":      {archive: tgz(t, entry{name: "a", typ: tar.TypeBlock}), part: "neither a file nor a folder"},
+		"size of 8 EB":      {archive: hugeTar(t), part: "unpacks to more than"},
 		"our name":          {archive: tgz(t, entry{name: tmpPrefix + "x", body: "x"}), part: "uses itself"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -209,6 +223,50 @@ func zipOf(t testing.TB, n int, name, body string) []byte {
 	return b.Bytes()
 }
 
+// rawTar is an archive of one file in the old form of names, which may hold anything.
+func rawTar(t testing.TB, name, body string) []byte {
+	t.Helper()
+	rec := func(k, v string) string { return fmt.Sprintf("%d %s=%s\n", len(k)+len(v)+5, k, v) }
+	return gzipped(t, append(tarBlock("x", 'x', len(rec("path", name)), rec("path", name)), tarBlock("a", '0', len(body), body)...))
+}
+
+// hugeTar is an archive of one file that claims the largest size that a header can hold.
+func hugeTar(t testing.TB) []byte {
+	t.Helper()
+	rec := fmt.Sprintf("28 size=%d\n", int64(1)<<62)
+	return gzipped(t, append(tarBlock("x", 'x', len(rec), rec), tarBlock("a", '0', 1, "x")...))
+}
+
+// tarBlock is a header of a tarball for size bytes and what follows it, filled up to whole blocks.
+func tarBlock(name string, typ byte, size int, body string) []byte {
+	h := make([]byte, 512)
+	copy(h, name)
+	copy(h[100:], "0000644\x000000000\x000000000\x00")
+	copy(h[124:], fmt.Sprintf("%011o\x00%011o\x00", size, 0))
+	copy(h[148:], "        ")
+	h[156] = typ
+	copy(h[257:], "ustar\x0000")
+	sum := 0
+	for _, c := range h {
+		sum += int(c)
+	}
+	copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
+	h = append(h, body...)
+	return append(h, make([]byte, (512-len(body)%512)%512)...)
+}
+
+// gzipped packs a tarball without its end.
+func gzipped(t testing.TB, raw []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	gz := gzip.NewWriter(&b)
+	_, err := gz.Write(append(raw, make([]byte, 1024)...))
+	if err = errors.Join(err, gz.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
 // headerBomb is a stream of extended headers with no file after them, which archive/tar reads on and on.
 func headerBomb(t testing.TB) []byte {
 	t.Helper()
@@ -230,7 +288,6 @@ func headerBomb(t testing.TB) []byte {
 // sparseBomb is a file of 1 PB that takes no space in the archive, in the format of GNU tar 1.0.
 func sparseBomb(t testing.TB) []byte {
 	t.Helper()
-	var raw bytes.Buffer
 	rec := func(k, v string) string { // length, space, key=value, newline
 		n := len(k) + len(v) + 3
 		for n != len(fmt.Sprint(n))+len(k)+len(v)+3 {
@@ -239,29 +296,6 @@ func sparseBomb(t testing.TB) []byte {
 		return fmt.Sprintf("%d %s=%s\n", n, k, v)
 	}
 	pax := rec("GNU.sparse.major", "1") + rec("GNU.sparse.minor", "0") + rec("GNU.sparse.name", "a") + rec("GNU.sparse.realsize", "1125899906842624")
-	block := func(name string, typ byte, body string) {
-		h := make([]byte, 512)
-		copy(h, name)
-		copy(h[100:], "0000644\x000000000\x000000000\x00")
-		copy(h[124:], fmt.Sprintf("%011o\x00%011o\x00", len(body), 0))
-		copy(h[148:], "        ")
-		h[156] = typ
-		copy(h[257:], "ustar\x0000")
-		sum := 0
-		for _, c := range h {
-			sum += int(c)
-		}
-		copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
-		raw.Write(h)
-		raw.WriteString(body)
-		raw.Write(make([]byte, (512-len(body)%512)%512))
-	}
-	block("x", 'x', pax)
-	block("a", '0', "1\n1125899906842624\n0\n"+strings.Repeat("\x00", 491))
-	raw.Write(make([]byte, 1024))
-	var b bytes.Buffer
-	gz := gzip.NewWriter(&b)
-	_, _ = gz.Write(raw.Bytes())
-	_ = gz.Close()
-	return b.Bytes()
+	body := "1\n1125899906842624\n0\n" + strings.Repeat("\x00", 491)
+	return gzipped(t, append(tarBlock("x", 'x', len(pax), pax), tarBlock("a", '0', len(body), body)...))
 }

@@ -33,8 +33,12 @@ type registry struct {
 	base      string            // the server's URL
 	integrity string            // replaces the right one
 	cutAt     int               // the tarball ends there once
-	requests  []*http.Request
-	mu        sync.Mutex
+	unpacked  int64             // unpackedSize, when > 0
+	// hostile answers instead where it returns true. n counts the requests of its kind.
+	hostile  func(w http.ResponseWriter, r *http.Request, tarball bool, n int) bool
+	asked    map[bool]int
+	requests []*http.Request
+	mu       sync.Mutex
 }
 
 func newRegistry(t testing.TB, platforms ...string) *registry {
@@ -72,6 +76,13 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.requests = append(r.requests, req)
 	platform := strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(req.URL.Path, "/@test/"), "-/"), "-1.2.3.tgz")
 	platform, _, tarball := strings.Cut(strings.TrimSuffix(platform, "/1.2.3"), "/-/")
+	if r.asked == nil {
+		r.asked = map[bool]int{}
+	}
+	r.asked[tarball]++
+	if r.hostile != nil && r.hostile(w, req, tarball, r.asked[tarball]) {
+		return
+	}
 	body, ok := r.tarballs[platform]
 	if !ok {
 		w.WriteHeader(404)
@@ -80,11 +91,10 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if !tarball {
 		sri := r.integrity
 		if sri == "" {
-			sum, _ := hex.DecodeString(sum512(body))
-			sri = "sha512-" + base64.StdEncoding.EncodeToString(sum)
+			sri = integrityOf(body)
 		}
 		_ = json.NewEncoder(w).Encode(map[string]any{"version": "1.2.3", "dist": map[string]any{
-			"tarball": r.base + "/@test/" + platform + "/-/" + platform + "-1.2.3.tgz", "integrity": sri, "shasum": "0000",
+			"tarball": r.base + "/@test/" + platform + "/-/" + platform + "-1.2.3.tgz", "integrity": sri, "shasum": "0000", "unpackedSize": r.unpacked,
 		}})
 		return
 	}
@@ -97,6 +107,12 @@ func (r *registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	w.Header().Set("ETag", `"e"`)
 	http.ServeContent(w, req, "", time.Time{}, strings.NewReader(string(body)))
+}
+
+// integrityOf is the integrity as registries write it.
+func integrityOf(body []byte) string {
+	sum, _ := hex.DecodeString(sum512(body))
+	return "sha512-" + base64.StdEncoding.EncodeToString(sum)
 }
 
 func (r *registry) count() int { r.mu.Lock(); defer r.mu.Unlock(); return len(r.requests) }
