@@ -107,7 +107,7 @@ func TestExtractRefuses(t *testing.T) {
 	for i := range many {
 		many[i] = entry{name: fmt.Sprintf("f%d", i), typ: tar.TypeDir, mode: 0o755}
 	}
-	zeros := strings.Repeat("\x00", 8<<20)
+	zeros := strings.Repeat("\x00", 2<<20)
 	valid := tgz(t, entry{name: "a", body: strings.Repeat("abc", 1000)})
 	for name, c := range map[string]struct {
 		archive []byte
@@ -115,7 +115,7 @@ func TestExtractRefuses(t *testing.T) {
 		part    string
 	}{
 		"gzip 1000:1":       {archive: tgz(t, entry{name: "a", body: zeros}), part: "unpacks to more than"},
-		"gzip of headers":   {archive: headerBomb(t), part: "more than"},
+		"gzip of headers":   {archive: headerBomb(t), step: vendor.ExtractStep{MaxEntries: 100}, part: "more than"},
 		"over the declared": {archive: valid, step: vendor.ExtractStep{MaxBytes: 2999}, part: "unpacks to more than"},
 		"outside counts":    {archive: tgz(t, entry{name: "a", body: zeros}), step: vendor.ExtractStep{Prefix: "b/"}, part: "unpacks to more than"},
 		"many entries":      {archive: tgz(t, many...), part: "more than 10000 entries"},
@@ -278,7 +278,7 @@ func headerBomb(t testing.TB) []byte {
 	head := raw.Bytes()[:raw.Len()-512] // without the header of the file
 	var b bytes.Buffer
 	gz := gzip.NewWriter(&b)
-	for range 50 {
+	for range 10 {
 		_, _ = gz.Write(head)
 	}
 	_ = gz.Close()

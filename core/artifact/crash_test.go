@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 	"github.com/apiary-dev/apiary/vendors/builtin"
 	"github.com/apiary-dev/apiary/vendors/local"
@@ -33,7 +34,20 @@ func TestMain(m *testing.M) {
 	if home := os.Getenv(crashHome); home != "" {
 		os.Exit(crashChild(home))
 	}
+	useMemory()
 	os.Exit(m.Run())
+}
+
+// useMemory puts the folders of tests on a file system in memory, where there is a large one. Every test syncs dozens of
+// files, which takes most of the time on a disk; a process that is killed loses nothing that it has written either way.
+func useMemory() {
+	const shm = "/dev/shm"
+	if free, err := folder.Free(shm); err != nil || free < 2*contract.GiB || os.Getenv("TMPDIR") != "" {
+		return
+	}
+	if dir, err := os.MkdirTemp(shm, "apiary-test-"); err == nil && os.Remove(dir) == nil { // it can be written to
+		_ = os.Setenv("TMPDIR", shm)
+	}
 }
 
 // scenario uses everything that changes the disk. It can be run again after it was killed anywhere.
