@@ -14,6 +14,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/run"
 	"github.com/apiary-dev/apiary/core/secret"
 	pluginhost "github.com/apiary-dev/apiary/plugins/host"
 	"github.com/apiary-dev/apiary/plugins/vendor"
@@ -107,7 +108,7 @@ func (h *host) HTTP(ctx context.Context, in vendor.HTTPRequest) (*vendor.HTTPRes
 	for try := 1; ; try++ {
 		res, err := h.once(ctx, in)
 		again := err != nil && fault.As(err).Code == codeUnreachable || err == nil && res.Status >= 502 && res.Status <= 504
-		if !again || try == metadataTries || (in.Method != http.MethodGet && in.Method != http.MethodHead) || sleep(ctx, h.pause<<try) != nil {
+		if !again || try == metadataTries || (in.Method != http.MethodGet && in.Method != http.MethodHead) || run.Sleep(ctx, h.pause<<try) != nil {
 			return res, err
 		}
 	}
@@ -153,16 +154,4 @@ func (h *host) Log(level, message string, keysAndValues ...string) {
 		attrs = append(attrs, v)
 	}
 	h.opts.Log.Log(context.Background(), l, "plugin says", attrs...)
-}
-
-// sleep waits for d or the end of ctx.
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/folder"
+	"github.com/apiary-dev/apiary/core/run"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -190,7 +191,7 @@ func (t *transfer) from(ctx context.Context, src vendor.Source) (fetched, error)
 			wait = t.s.timing.longest
 		}
 		t.report("retry", fmt.Sprintf("%s: %v; trying again", t.what, err), nil)
-		if err := sleep(ctx, wait); err != nil {
+		if err := run.Sleep(ctx, wait); err != nil {
 			return fetched{}, err
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/openai"
+	"github.com/apiary-dev/apiary/core/run"
 )
 
 const (
@@ -243,12 +244,5 @@ func badEvent(err error) error {
 func pause(ctx context.Context, n int) bool {
 	d := min(200*time.Millisecond<<(n-1), 3*time.Second)
 	d = time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
+	return run.Sleep(ctx, d) == nil
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/apiary-dev/apiary/core/job"
 	"github.com/apiary-dev/apiary/core/metrics"
 	"github.com/apiary-dev/apiary/core/registry"
+	"github.com/apiary-dev/apiary/core/run"
 	"github.com/apiary-dev/apiary/core/secret"
 )
 
@@ -298,7 +299,7 @@ func (q *Queen) act(e registry.Effect) {
 		q.log.Warn("worker ended", attrs...)
 		if e.Delay > 0 {
 			q.do(func(ctx context.Context) {
-				if sleep(ctx, e.Delay) {
+				if run.Sleep(ctx, e.Delay) == nil {
 					q.step(registry.Due{})
 				}
 			})
@@ -336,15 +337,3 @@ func (q *Queen) count() {
 
 // jitter is from -1 to 1.
 func jitter() float64 { return 2*rand.Float64() - 1 }
-
-// sleep waits for d and reports false when ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}

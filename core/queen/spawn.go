@@ -17,6 +17,7 @@ import (
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/job"
 	"github.com/apiary-dev/apiary/core/registry"
+	"github.com/apiary-dev/apiary/core/run"
 )
 
 const (
@@ -128,7 +129,7 @@ func (r *spawning) start(ctx context.Context) (contract.WorkerSpawned, error) {
 	var out contract.WorkerSpawned
 	for attempt := 1; ; attempt++ {
 		out, err = forward[contract.WorkerSpawned](ctx, r.link, spec, r.n.Forward)
-		if err == nil || attempt == spawnAttempts || !lost(err) || !sleep(ctx, time.Duration(attempt)*time.Second) {
+		if err == nil || attempt == spawnAttempts || !lost(err) || run.Sleep(ctx, time.Duration(attempt)*time.Second) != nil {
 			break
 		}
 	}

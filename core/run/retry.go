@@ -22,6 +22,18 @@ func (b Backoff) wait(n int) time.Duration {
 	return min(d, b.Max)
 }
 
+// Sleep waits for d, or until ctx ends, whose error it then returns.
+func Sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // Retry calls op until it returns nil, until retryable (nil: every error) says no, until the attempts are used up or until ctx
 // ends. Waits double from Min to Max with ± 20 % of jitter. It returns the last error of op.
 func Retry(ctx context.Context, b Backoff, retryable func(error) bool, op func(ctx context.Context) error) error {
@@ -32,11 +44,7 @@ func Retry(ctx context.Context, b Backoff, retryable func(error) bool, op func(c
 		}
 		d := b.wait(n)
 		d += time.Duration((rand.Float64()*0.4 - 0.2) * float64(d))
-		t := time.NewTimer(d)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if Sleep(ctx, d) != nil {
 			return err
 		}
 	}

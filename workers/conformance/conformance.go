@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/run"
 	"github.com/apiary-dev/apiary/core/secret"
 )
 
@@ -130,7 +131,7 @@ func checkReady(ctx context.Context, p *probe) error {
 		default:
 			return fmt.Errorf("the status is %q while a model is awaited", w.Status)
 		}
-		if err := pause(ctx, 50*time.Millisecond); err != nil {
+		if err := run.Sleep(ctx, 50*time.Millisecond); err != nil {
 			return fmt.Errorf("the worker did not become ready, at %.0f %%: %w", 100*w.LoadProgress, err)
 		}
 	}
@@ -141,15 +142,4 @@ func checkIdle(ctx context.Context, p *probe) error {
 	return p.await(ctx, 5*time.Second, "all slots free and nothing in the queue", func(w contract.WorkerInfo) bool {
 		return w.SlotsBusy == 0 && w.QueueDepth == 0 && w.Status == contract.StatusReady
 	})
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/openai"
+	"github.com/apiary-dev/apiary/core/run"
 )
 
 // maxAnswer bounds an answer that the suite reads.
@@ -134,7 +135,7 @@ func (p *probe) await(ctx context.Context, d time.Duration, what string, ok func
 		} else if ctx.Err() == nil {
 			return err
 		}
-		if pause(ctx, 20*time.Millisecond) != nil {
+		if run.Sleep(ctx, 20*time.Millisecond) != nil {
 			return fmt.Errorf("after %v the worker still has the status %s with %d slots busy and %d requests waiting; expected: %s",
 				d, last.Status, last.SlotsBusy, last.QueueDepth, what)
 		}

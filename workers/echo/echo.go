@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/run"
 	"github.com/apiary-dev/apiary/workers/sdk"
 )
 
@@ -93,7 +94,7 @@ func (e *engine) Load(ctx context.Context, progress func(float64)) (sdk.Model, e
 			break
 		}
 		progress(float64(done) / float64(e.f.Load))
-		if err := sleep(ctx, step); err != nil {
+		if err := run.Sleep(ctx, step); err != nil {
 			return sdk.Model{}, err
 		}
 	}
@@ -183,7 +184,7 @@ func (e *engine) prefill(ctx context.Context, req *sdk.Request, total int) error
 	const steps = 20
 	for i := range steps {
 		report(total*i/steps, total)
-		if err := sleep(e.patience(ctx), e.f.Prefill/steps); err != nil {
+		if err := run.Sleep(e.patience(ctx), e.f.Prefill/steps); err != nil {
 			return err
 		}
 		e.progress.Add(1)
