@@ -18,6 +18,7 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/folder"
+	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
 // tmpPrefix starts the names of files and folders that are not published yet.
@@ -184,7 +185,15 @@ func (s *Store) publishBlob(from, sha string) error {
 }
 
 // validDigest reports whether s is a SHA-256 in lower-case hex.
-func validDigest(s string) bool { return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == "" }
+func validDigest(s string) bool { return validHex(s, 64) }
+
+func validHex(s string, n int) bool { return len(s) == n && strings.Trim(s, "0123456789abcdef") == "" }
+
+// validDigests reports whether the digests that are given have the right form, and can be compared with.
+func validDigests(f vendor.File) bool {
+	d := f.Digests
+	return (d.SHA256 == "" || validDigest(d.SHA256)) && (d.SHA512 == "" || validHex(d.SHA512, 128)) && (d.GitBlobSHA1 == "" || validHex(d.GitBlobSHA1, 40) && f.Size >= 0)
+}
 
 // hashText is the SHA-256 of a text, in hex.
 func hashText(s string) string {

@@ -124,7 +124,13 @@ func (h *host) once(ctx context.Context, in vendor.HTTPRequest) (*vendor.HTTPRes
 			req.Header.Set(name, value)
 		}
 	}
-	res, err := h.client.Do(req)
+	client := h.client
+	if in.Manual {
+		stay := *client
+		stay.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+		client = &stay
+	}
+	res, err := client.Do(req)
 	if err != nil {
 		return nil, unreachable(req.URL.Host, err)
 	}

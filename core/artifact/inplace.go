@@ -71,7 +71,7 @@ func (s *Store) readInPlace(ctx context.Context, path string, known []contract.F
 		return file, nil, inPlaceError(path, err)
 	}
 	defer f.Close()
-	info, err := inspectOpen(f, path)
+	info, err := inspectOpen(f, path, "")
 	if err != nil {
 		return file, nil, err
 	}

@@ -64,7 +64,7 @@ func (s *Store) pullModel(ctx context.Context, ref string, report Report) (contr
 	// A model that is removed meanwhile may take a blob with it that is shared with this one: then that is fetched again.
 	for range 3 {
 		m.Files, m.SizeBytes = nil, 0
-		for _, f := range man.Files {
+		for _, f := range weightsFirst(man.Files) {
 			file, err := s.fetchBlob(ctx, f, report)
 			if err != nil {
 				return contract.Model{}, err
@@ -136,14 +136,18 @@ func (s *Store) checkManifest(man *vendor.Manifest, v vendor.Vendor) error {
 		return fault.New(fault.Invalid, "unsupported_format", "%s has the format %q; this version of Apiary runs models in the format GGUF.", man.Reference, man.Format)
 	}
 	names := map[string]bool{}
-	local := inPlace(man)
+	local, weights := inPlace(man), false
 	for _, f := range man.Files {
 		if len(f.Sources) == 0 {
 			return bad("%q has no source", f.Path)
 		}
-		if d := f.Digests.SHA256; d != "" && !validDigest(d) {
+		if !validDigests(f) {
 			return bad("%q has a malformed digest", f.Path)
 		}
+		if !slices.Contains([]string{"", vendor.RoleWeights, vendor.RoleProjector, vendor.RoleTokenizer, vendor.RoleConfig, vendor.RoleTemplate, vendor.RoleLicense}, f.Role) {
+			return bad("%q has the unknown role %q", f.Path, f.Role)
+		}
+		weights = weights || isWeights(f.Role)
 		if local {
 			if !slices.Contains(v.Info().Schemes, "file") {
 				return bad("it names files of this machine, which only the vendor of file: may")
@@ -159,7 +163,26 @@ func (s *Store) checkManifest(man *vendor.Manifest, v vendor.Vendor) error {
 			names[key] = true
 		}
 	}
+	if !weights {
+		return bad("it has no weights")
+	}
 	return nil
+}
+
+// isWeights reports whether a file with that role holds weights of the model itself.
+func isWeights(role string) bool { return role == "" || role == vendor.RoleWeights }
+
+// weightsFirst returns the files with the weights, of which an engine is told the first one, before the others.
+func weightsFirst(files []vendor.File) []vendor.File {
+	out := make([]vendor.File, 0, len(files))
+	for _, first := range []bool{true, false} {
+		for _, f := range files {
+			if isWeights(f.Role) == first {
+				out = append(out, f)
+			}
+		}
+	}
+	return out
 }
 
 // inPlace reports whether the files of a manifest stay where they are.
@@ -221,6 +244,9 @@ func digestOf(files []contract.File) string {
 // fetchBlob makes sure that the bytes of f are in the store.
 func (s *Store) fetchBlob(ctx context.Context, f vendor.File, report Report) (contract.File, error) {
 	out := contract.File{Path: f.Path, SHA256: f.Digests.SHA256}
+	if !isWeights(f.Role) {
+		out.Role = f.Role
+	}
 	have := func() bool {
 		if f.Digests.SHA256 == "" || !s.hasBlob(f.Digests.SHA256, f.Size) {
 			return false
@@ -235,8 +261,10 @@ func (s *Store) fetchBlob(ctx context.Context, f vendor.File, report Report) (co
 		return out, nil
 	}
 	err := s.fetch(ctx, f, int64(s.opts.MaxFile), f.Path, report, have, func(got fetched) error {
-		if _, err := inspect(got.path, f.Path); err != nil {
-			return err
+		if isWeights(f.Role) || f.Role == vendor.RoleProjector {
+			if _, err := inspect(got.path, f.Path, f.Role); err != nil {
+				return err
+			}
 		}
 		out.SHA256, out.SizeBytes = got.sha256, contract.Bytes(got.size)
 		return s.publishBlob(got.path, got.sha256)
@@ -245,13 +273,13 @@ func (s *Store) fetchBlob(ctx context.Context, f vendor.File, report Report) (co
 }
 
 // inspect reads the header of a model file that lies at path and is called name to people.
-func inspect(path, name string) (*gguf.Info, error) {
+func inspect(path, name, role string) (*gguf.Info, error) {
 	f, err := openRegular(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return inspectOpen(f, name)
+	return inspectOpen(f, name, role)
 }
 
 // openRegular opens a regular file; what is at the end of path must be no link.
@@ -267,7 +295,7 @@ func openRegular(path string) (*os.File, error) {
 	return f, nil
 }
 
-func inspectOpen(f *os.File, name string) (*gguf.Info, error) {
+func inspectOpen(f *os.File, name, role string) (*gguf.Info, error) {
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err
@@ -285,7 +313,7 @@ func inspectOpen(f *os.File, name string) (*gguf.Info, error) {
 	default:
 		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
-	if info.Type != "" && info.Type != "model" {
+	if isWeights(role) && info.Type != "" && info.Type != "model" {
 		return nil, fault.New(fault.Invalid, "not_a_model", "%s is a GGUF file of the kind %q, which is an addition to a model; give the model itself.", name, info.Type)
 	}
 	return info, nil
@@ -293,11 +321,14 @@ func inspectOpen(f *os.File, name string) (*gguf.Info, error) {
 
 func isType[T error](err error) bool { _, ok := errors.AsType[T](err); return ok }
 
-// describe fills in what the headers of m's files say.
+// describe fills in what the headers of m's weights say.
 func (s *Store) describe(m *contract.Model) error {
 	infos := make([]*gguf.Info, 0, len(m.Files))
 	for _, f := range m.Files {
-		info, err := inspect(s.blobPath(f.SHA256), f.Path)
+		if !isWeights(f.Role) {
+			continue
+		}
+		info, err := inspect(s.blobPath(f.SHA256), f.Path, f.Role)
 		if err != nil {
 			return err
 		}
@@ -306,7 +337,7 @@ func (s *Store) describe(m *contract.Model) error {
 	return summarize(m, infos)
 }
 
-// summarize merges the headers of all files of a model, which are one file or all shards in order.
+// summarize merges the headers of all weights of a model, which are one file or all shards in order and come first in m.Files.
 func summarize(m *contract.Model, infos []*gguf.Info) error {
 	m.Parameters = 0
 	for i, info := range infos {

@@ -38,7 +38,11 @@ var errRestart = errors.New("the resumed file does not verify")
 
 // sums are the digests of what was hashed.
 func (t *transfer) sums() vendor.Digests {
-	return vendor.Digests{SHA256: hex.EncodeToString(t.sha256.Sum(nil)), SHA512: hex.EncodeToString(t.sha512.Sum(nil))}
+	d := vendor.Digests{SHA256: hex.EncodeToString(t.sha256.Sum(nil)), SHA512: hex.EncodeToString(t.sha512.Sum(nil))}
+	if t.git != nil {
+		d.GitBlobSHA1 = hex.EncodeToString(t.git.Sum(nil))
+	}
+	return d
 }
 
 // mismatch says which digest is not the one that was promised; empty: all are.
@@ -49,6 +53,10 @@ func (t *transfer) mismatch() string {
 		return fmt.Sprintf("its sha256 should be %s and is %s", want.SHA256, got.SHA256)
 	case want.SHA512 != "" && want.SHA512 != got.SHA512:
 		return fmt.Sprintf("its sha512 should be %s and is %s", want.SHA512, got.SHA512)
+	case want.GitBlobSHA1 != "" && t.git == nil:
+		return "git's name for it is known, but not its size"
+	case want.GitBlobSHA1 != "" && want.GitBlobSHA1 != got.GitBlobSHA1:
+		return fmt.Sprintf("git's name for it should be %s and is %s", want.GitBlobSHA1, got.GitBlobSHA1)
 	}
 	return ""
 }

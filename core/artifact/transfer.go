@@ -1,7 +1,9 @@
 package artifact
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
 	"errors"
@@ -85,6 +87,8 @@ func partialKey(f vendor.File) string {
 		return f.Digests.SHA256
 	case f.Digests.SHA512 != "":
 		return hashText("sha512:" + f.Digests.SHA512)
+	case f.Digests.GitBlobSHA1 != "":
+		return hashText("git:" + f.Digests.GitBlobSHA1)
 	}
 	return hashText("url:" + f.Sources[0].URL)
 }
@@ -103,10 +107,25 @@ type transfer struct {
 
 	// The hashes of the first hashed bytes of the part.
 	sha256, sha512 hash.Hash
+	git            hash.Hash // as git names files; nil where nothing is compared with it
 	hashed         int64
 }
 
-func (t *transfer) reset() { t.sha256, t.sha512, t.hashed = sha256.New(), sha512.New(), 0 }
+func (t *transfer) reset() {
+	t.sha256, t.sha512, t.git, t.hashed = sha256.New(), sha512.New(), nil, 0
+	if t.file.Digests.GitBlobSHA1 != "" && t.file.Size >= 0 {
+		t.git = sha1.New()
+		_, _ = fmt.Fprintf(t.git, "blob %d\x00", t.file.Size)
+	}
+}
+
+// hashes takes what is to be hashed.
+func (t *transfer) hashes() io.Writer {
+	if t.git == nil {
+		return io.MultiWriter(t.sha256, t.sha512)
+	}
+	return io.MultiWriter(t.sha256, t.sha512, t.git)
+}
 
 func (t *transfer) pinned() bool { return t.file.Digests != vendor.Digests{} }
 
@@ -171,19 +190,20 @@ func (t *transfer) from(ctx context.Context, src vendor.Source) (fetched, error)
 			}
 			continue
 		}
-		wait, again := shouldRetry(err)
 		if ctx.Err() != nil {
 			return fetched{}, ctx.Err()
 		}
-		if _, ours := errors.AsType[*writeError](err); ours || !again {
+		again, ok := errors.AsType[*retryError](err)
+		if _, ours := errors.AsType[*writeError](err); ours || !ok {
 			return fetched{}, err
 		}
 		if t.size() >= before+minProgress {
 			failures = 0
 		}
-		if failures++; failures >= t.s.timing.attempts {
+		if failures++; failures >= cmp.Or(again.most, t.s.timing.attempts) {
 			return fetched{}, err
 		}
+		wait := again.wait
 		if wait == 0 {
 			wait = time.Duration(rand.Int64N(int64(t.s.timing.backoff<<min(failures, 10)))) + 1
 		}
@@ -229,16 +249,22 @@ func (t *transfer) open(ctx context.Context, scheme string, src vendor.Source) (
 type retryError struct {
 	err  error
 	wait time.Duration // 0: the usual pause
+	most int           // attempts in a row; 0: the usual number
 }
 
 func (e *retryError) Error() string { return e.err.Error() }
 func (e *retryError) Unwrap() error { return e.err }
 
-func shouldRetry(err error) (wait time.Duration, again bool) {
-	if e, ok := errors.AsType[*retryError](err); ok {
-		return e.wait, true
+// maxExpired bounds how often in a row a source is asked for another address of a file.
+const maxExpired = 4
+
+// elsewhere reports whether an answer is not from the host that was asked, but from one that it led to.
+func elsewhere(res *http.Response) bool {
+	first := res.Request
+	for first.Response != nil {
+		first = first.Response.Request
 	}
-	return 0, false
+	return first.URL.Host != res.Request.URL.Host
 }
 
 func (t *transfer) size() int64 {
@@ -272,7 +298,7 @@ func (t *transfer) catchUp(ctx context.Context, f *os.File, n int64) error {
 	if t.hashed > n {
 		t.reset()
 	}
-	_, err := copyContext(ctx, io.MultiWriter(t.sha256, t.sha512), io.NewSectionReader(f, t.hashed, n-t.hashed), nil)
+	_, err := copyContext(ctx, t.hashes(), io.NewSectionReader(f, t.hashed, n-t.hashed), nil)
 	t.hashed = n
 	if err == nil {
 		_, err = f.Seek(n, io.SeekStart)
@@ -330,7 +356,9 @@ func (t *transfer) attempt(ctx context.Context, src vendor.Source) error {
 	if err != nil {
 		return err
 	}
-	if tag := res.Header.Get("ETag"); strings.HasPrefix(tag, `"`) { // weak ones prove nothing about bytes
+	// Weak tags prove nothing about bytes. Those of a host that was redirected to, where the digest is known anyway, would only
+	// make another host of the same network send the whole file again.
+	if tag := res.Header.Get("ETag"); strings.HasPrefix(tag, `"`) && !(t.pinned() && elsewhere(res)) {
 		if err := t.s.publishJSON(t.note, note{URL: plain, ETag: tag}); err != nil {
 			return &writeError{err}
 		}
@@ -373,6 +401,9 @@ func (t *transfer) accept(res *http.Response, f *os.File, n int64) (at, total in
 		}
 	case c == http.StatusRequestedRangeNotSatisfiable && n > 0:
 		return 0, 0, t.startOver(f, fault.New(fault.Unavailable, "source_broken", "%s has not the rest of %s; try again later.", host, t.what))
+	case elsewhere(res) && (c == http.StatusBadRequest || c == http.StatusUnauthorized || c == http.StatusForbidden || c == http.StatusGone):
+		// Redirects lead to addresses that are signed for a time, or for a number of requests: a new one comes from the source.
+		return 0, 0, &retryError{err: fault.New(fault.Unavailable, "source_expired", "%s, where %s is kept, refused to send it (status %d); try again later.", host, t.what, c), most: maxExpired}
 	case c == http.StatusUnauthorized || c == http.StatusForbidden:
 		return 0, 0, fault.New(fault.Denied, "source_denied", "%s refused to send %s (status %d); set a credential for it with `apiary credential set`.", host, t.what, c)
 	case c == http.StatusNotFound || c == http.StatusGone:
@@ -431,14 +462,14 @@ func (t *transfer) receive(ctx context.Context, f *os.File, body io.Reader, tota
 		most = t.limit
 	}
 	body = io.LimitReader(body, most-start+1) // one more, to notice a body that is too long
+	hashes := t.hashes()
 	w := writerFunc(func(p []byte) (int, error) {
 		if full != nil {
 			return 0, full
 		}
 		t.s.at("part grows")
 		n, err := f.Write(p)
-		t.sha256.Write(p[:n])
-		t.sha512.Write(p[:n])
+		_, _ = hashes.Write(p[:n]) // a hash never fails
 		return n, err
 	})
 	_, err := copyContext(ctx, w, body, progress)

@@ -363,7 +363,14 @@ func TestManifestIsChecked(t *testing.T) {
 			m.Files = append(m.Files, m.Files[0])
 			m.Files[1].Path = "M-00001-OF-00001.gguf"
 		},
-		"digest":       func(m *vendor.Manifest) { m.Files[0].Digests.SHA256 = "../../../etc" },
+		"digest":     func(m *vendor.Manifest) { m.Files[0].Digests.SHA256 = "../../../etc" },
+		"sha512":     func(m *vendor.Manifest) { m.Files[0].Digests.SHA512 = "abc" },
+		"git digest": func(m *vendor.Manifest) { m.Files[0].Digests.GitBlobSHA1 = strings.Repeat("G", 40) },
+		"git, no size": func(m *vendor.Manifest) {
+			m.Files[0].Digests.GitBlobSHA1, m.Files[0].Size = strings.Repeat("0", 40), -1
+		},
+		"role":         func(m *vendor.Manifest) { m.Files[0].Role = "x\n" },
+		"no weights":   func(m *vendor.Manifest) { m.Files[0].Role = vendor.RoleProjector },
 		"local file":   func(m *vendor.Manifest) { m.Files[0].Sources[0].URL = "file://" + secretFile },
 		"unknown":      func(m *vendor.Manifest) { m.Files[0].Sources[0].URL = "gopher://x/y" },
 		"other format": func(m *vendor.Manifest) { m.Format = "safetensors" },
@@ -419,6 +426,8 @@ func TestHostHTTP(t *testing.T) {
 					return
 				}
 			}
+		case "/moved":
+			http.Redirect(w, r, "/auth", http.StatusFound)
 		case "/auth":
 			_, _ = w.Write([]byte(r.Header.Get("Authorization")))
 		}
@@ -442,6 +451,12 @@ func TestHostHTTP(t *testing.T) {
 	}
 	if res, err := get("/auth"); err != nil || string(res.Body) != "Bearer token-c" {
 		t.Errorf("auth: %s, %v", res.Body, err)
+	}
+	if res, err := get("/moved"); err != nil || res.Status != 200 {
+		t.Errorf("moved: %+v, %v", res, err)
+	}
+	if res, err := h.HTTP(t.Context(), vendor.HTTPRequest{Method: "HEAD", URL: srv.URL + "/moved", Manual: true}); err != nil || res.Status != 302 || res.Header["Location"] != "/auth" {
+		t.Errorf("moved, by hand: %+v, %v", res, err)
 	}
 	if _, err := h.HTTP(t.Context(), vendor.HTTPRequest{Method: "GET", URL: "file:///etc/passwd"}); fault.KindOf(err) != fault.Invalid {
 		t.Errorf("file: %v", err)

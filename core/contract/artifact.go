@@ -23,6 +23,7 @@ type File struct {
 	Path      string `json:"path"` // relative, inside the artifact
 	SizeBytes Bytes  `json:"size_bytes"`
 	SHA256    string `json:"sha256"`
+	Role      string `json:"role,omitempty"` // what it is beside the weights: "projector", "template", …; "": weights
 	// InPlace is set for a file that stays where its owner put it (file: references). It is verified by Device, Inode, size and
 	// ModTime before each use and hashed again when one of them differs.
 	InPlace *InPlace `json:"in_place,omitempty"`
