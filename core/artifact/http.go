@@ -77,6 +77,28 @@ func retryAfter(h http.Header, now time.Time) time.Duration {
 	return 0
 }
 
+// retryError is a failure that may pass.
+type retryError struct {
+	err  error
+	wait time.Duration // 0: the usual pause
+	most int           // attempts in a row; 0: the usual number
+}
+
+func (e *retryError) Error() string { return e.err.Error() }
+func (e *retryError) Unwrap() error { return e.err }
+
+// maxExpired bounds how often in a row a source is asked for another address of a file.
+const maxExpired = 4
+
+// elsewhere reports whether an answer is not from the host that was asked, but from one that it led to.
+func elsewhere(res *http.Response) bool {
+	first := res.Request
+	for first.Response != nil {
+		first = first.Response.Request
+	}
+	return first.URL.Host != res.Request.URL.Host
+}
+
 // HostOptions configure what the core offers a built-in plugin.
 type HostOptions struct {
 	Name        string                                         // of the plugin, for the log

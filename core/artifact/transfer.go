@@ -245,28 +245,6 @@ func (t *transfer) open(ctx context.Context, scheme string, src vendor.Source) (
 	return t.verify()
 }
 
-// retryError is a failure that may pass.
-type retryError struct {
-	err  error
-	wait time.Duration // 0: the usual pause
-	most int           // attempts in a row; 0: the usual number
-}
-
-func (e *retryError) Error() string { return e.err.Error() }
-func (e *retryError) Unwrap() error { return e.err }
-
-// maxExpired bounds how often in a row a source is asked for another address of a file.
-const maxExpired = 4
-
-// elsewhere reports whether an answer is not from the host that was asked, but from one that it led to.
-func elsewhere(res *http.Response) bool {
-	first := res.Request
-	for first.Response != nil {
-		first = first.Response.Request
-	}
-	return first.URL.Host != res.Request.URL.Host
-}
-
 func (t *transfer) size() int64 {
 	st, err := os.Lstat(t.part)
 	if err != nil {

@@ -1,64 +1,15 @@
 package huggingface
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"io"
-	"net/http"
 	"strings"
 	"testing"
 
+	"github.com/apiary-dev/apiary/core/testutil/fakehost"
 	"github.com/apiary-dev/apiary/core/testutil/fakehub"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
-
-// host is the least that a core offers.
-type host struct {
-	token string
-	asked []string
-}
-
-func (h *host) HTTP(ctx context.Context, in vendor.HTTPRequest) (*vendor.HTTPResponse, error) {
-	req, err := http.NewRequestWithContext(ctx, in.Method, in.URL, bytes.NewReader(in.Body))
-	if err != nil {
-		return nil, err
-	}
-	h.asked = append(h.asked, in.Method+" "+req.URL.RequestURI())
-	for name, value := range in.Header {
-		req.Header.Set(name, value)
-	}
-	if h.token != "" && in.Credential == Credential {
-		req.Header.Set("Authorization", "Bearer "+h.token)
-	}
-	client := &http.Client{CheckRedirect: func(req *http.Request, via []*http.Request) error {
-		if in.Manual {
-			return http.ErrUseLastResponse
-		}
-		if req.URL.Host != via[0].URL.Host {
-			req.Header.Del("Authorization")
-		}
-		return nil
-	}}
-	res, err := client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer res.Body.Close()
-	body, err := io.ReadAll(res.Body)
-	if err != nil {
-		return nil, err
-	}
-	header := map[string]string{}
-	for name, values := range res.Header {
-		header[name] = strings.Join(values, ", ")
-	}
-	return &vendor.HTTPResponse{Status: res.StatusCode, Header: header, Body: body, URL: res.Request.URL.String()}, nil
-}
-
-func (h *host) Get(context.Context, string) ([]byte, error)        { return nil, nil }
-func (h *host) Set(context.Context, string, []byte, int64) error   { return nil }
-func (h *host) Log(level, message string, keysAndValues ...string) {}
 
 // configured returns a vendor for a hub.
 func configured(t *testing.T, hub *fakehub.Hub, h vendor.Host) *Vendor {
@@ -118,10 +69,10 @@ func names(m *vendor.Manifest) string {
 }
 
 // circle is a host whose every list goes on with the first page.
-type circle struct{ host }
+type circle struct{ fakehost.Host }
 
 func (c *circle) HTTP(ctx context.Context, in vendor.HTTPRequest) (*vendor.HTTPResponse, error) {
-	res, err := c.host.HTTP(ctx, in)
+	res, err := c.Host.HTTP(ctx, in)
 	if err == nil && strings.Contains(in.URL, "/tree/") {
 		res.Header["Link"] = "<" + in.URL + `>; rel="next"`
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/apiary-dev/apiary/core/testutil/fakehost"
 	"github.com/apiary-dev/apiary/core/testutil/fakehub"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
@@ -102,7 +103,7 @@ func TestResolve(t *testing.T) {
 	pull := lfs("m-Q4_K_M.gguf")
 	pull[0].Body = []byte("other")
 	hub.Add(fakehub.Repo{ID: "org/repo", Files: files, Refs: map[string][]fakehub.File{"refs/pr/1": pull, "v1": pull}})
-	h := &host{}
+	h := &fakehost.Host{}
 	v := configured(t, hub, h)
 	sha := hub.Commit("org/repo", "main")
 
@@ -120,8 +121,8 @@ func TestResolve(t *testing.T) {
 	if m.Meta["license"] != "mit" || m.Meta["page"] != hub.URL+"/org/repo" {
 		t.Errorf("%v", m.Meta)
 	}
-	if len(h.asked) != 2 {
-		t.Errorf("asked %v", h.asked)
+	if len(h.Asked) != 2 {
+		t.Errorf("asked %v", h.Asked)
 	}
 	for ref, want := range map[string]string{
 		m.Reference:               m.Reference,
@@ -153,7 +154,7 @@ func TestBareAndRenamed(t *testing.T) {
 	hub.Add(fakehub.Repo{ID: "gpt2", Files: lfs("gpt2.Q8_0.gguf")})
 	hub.Add(fakehub.Repo{ID: "new/name", Files: lfs("x.Q8_0.gguf")})
 	hub.Add(fakehub.Repo{ID: "old/name", MovedTo: "new/name"})
-	v := configured(t, hub, &host{})
+	v := configured(t, hub, &fakehost.Host{})
 	if m := resolve(t, v, "hf:gpt2"); m.Reference != "hf:gpt2@"+hub.Commit("gpt2", "main")+":Q8_0" {
 		t.Error(m.Reference)
 	}
@@ -203,7 +204,7 @@ func TestChoices(t *testing.T) {
 				list = []string{c.files}
 			}
 			hub.Add(fakehub.Repo{ID: "o/r", Files: lfs(list...)})
-			v := configured(t, hub, &host{})
+			v := configured(t, hub, &fakehost.Host{})
 			m := resolve(t, v, "hf:o/r"+c.ref)
 			if got := names(m); got != c.want {
 				t.Errorf("got %s, want %s", got, c.want)
@@ -231,7 +232,7 @@ func TestSafetensorsIndex(t *testing.T) {
 	hub.Add(fakehub.Repo{ID: "o/whole", Files: append([]fakehub.File{index("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors")}, weights...)})
 	hub.Add(fakehub.Repo{ID: "o/part", Files: append([]fakehub.File{index("model-00001-of-00002.safetensors", "model-00003-of-00003.safetensors")}, weights...)})
 	hub.Add(fakehub.Repo{ID: "o/broken", Files: append([]fakehub.File{{Path: "model.safetensors.index.json", Body: []byte(`{"weight`)}}, weights...)})
-	v := configured(t, hub, &host{})
+	v := configured(t, hub, &fakehost.Host{})
 	if m := resolve(t, v, "hf:o/whole"); names(m) != "model-00001-of-00002.safetensors model-00002-of-00002.safetensors model.safetensors.index.json=config" || m.Format != "safetensors" {
 		t.Errorf("%s %s", names(m), m.Format)
 	}
@@ -289,7 +290,7 @@ func TestRefusals(t *testing.T) {
 			}
 			hub.Add(c.repo)
 			hub.Set(func(f *fakehub.Faults) { *f = c.faults })
-			v := configured(t, hub, &host{token: c.token})
+			v := configured(t, hub, &fakehost.Host{Token: c.token})
 			if c.ref == "" {
 				c.ref = "hf:o/r"
 			}
@@ -309,16 +310,16 @@ func TestTokens(t *testing.T) {
 	hub := newHub(t)
 	hub.Add(fakehub.Repo{ID: "o/gated", Files: lfs("m-Q8_0.gguf"), Gated: "auto", Redacted: true, Tokens: []string{"hf_me"}})
 	hub.Add(fakehub.Repo{ID: "o/private", Files: lfs("m-Q8_0.gguf"), Private: true, Tokens: []string{"hf_me"}})
-	h := &host{token: "hf_me"}
+	h := &fakehost.Host{Token: "hf_me"}
 	v := configured(t, hub, h)
 	resolve(t, v, "hf:o/private")
-	h.asked = nil
+	h.Asked = nil
 	m := resolve(t, v, "hf:o/gated")
 	if d := m.Files[0].Digests.SHA256; d != fakehub.SHA256([]byte("content of m-Q8_0.gguf")) {
 		t.Error(d)
 	}
-	if n := len(h.asked); n != 3 || !strings.HasPrefix(h.asked[2], "HEAD /o/gated/resolve/") {
-		t.Errorf("asked %v", h.asked)
+	if n := len(h.Asked); n != 3 || !strings.HasPrefix(h.Asked[2], "HEAD /o/gated/resolve/") {
+		t.Errorf("asked %v", h.Asked)
 	}
 	for _, r := range hub.Requests() {
 		if r.CDN {
@@ -337,16 +338,16 @@ func TestPages(t *testing.T) {
 	for name, link := range map[string]string{"hub": "", "mirror that rewrites nothing": "https://hub.example.org"} {
 		t.Run(name, func(t *testing.T) {
 			hub.Set(func(f *fakehub.Faults) { f.LinkHost = link })
-			h := &host{}
+			h := &fakehost.Host{}
 			if m := resolve(t, configured(t, hub, h), "hf:o/big"); names(m) != "z/m-Q4_K_M.gguf" {
 				t.Error(names(m))
 			}
-			if len(h.asked) != 6 {
-				t.Errorf("asked %d times", len(h.asked))
+			if len(h.Asked) != 6 {
+				t.Errorf("asked %d times", len(h.Asked))
 			}
 		})
 	}
-	v := configured(t, hub, &host{})
+	v := configured(t, hub, &fakehost.Host{})
 	for _, link := range []string{
 		`<https://h/api/models/o/other/tree/x?cursor=1>; rel="next"`, `<https://h/elsewhere>; rel="next"`, `<%zz>; rel="next"`,
 	} {
@@ -371,13 +372,13 @@ func TestCircle(t *testing.T) {
 }
 
 func TestOffline(t *testing.T) {
-	h := &host{}
+	h := &fakehost.Host{}
 	v := New()
 	if err := v.Configure(t.Context(), vendor.Configuration{Values: []byte(`{"offline":true}`), Host: h}); err != nil {
 		t.Fatal(err)
 	}
-	if e := refusal(t, v, "hf:o/r"); e.Kind != vendor.KindUnavailable || e.Code != "offline" || len(h.asked) > 0 {
-		t.Errorf("%v, asked %v", e, h.asked)
+	if e := refusal(t, v, "hf:o/r"); e.Kind != vendor.KindUnavailable || e.Code != "offline" || len(h.Asked) > 0 {
+		t.Errorf("%v, asked %v", e, h.Asked)
 	}
 }
 
@@ -386,7 +387,7 @@ func TestSearch(t *testing.T) {
 	for _, id := range []string{"o/story-a", "o/story-b", "p/other", "p/Story-c"} {
 		hub.Add(fakehub.Repo{ID: id, Files: lfs("m.gguf"), Gated: map[string]string{"o/story-b": "auto"}[id]})
 	}
-	found, err := configured(t, hub, &host{}).Search(t.Context(), vendor.SearchRequest{Query: "story", Limit: 2})
+	found, err := configured(t, hub, &fakehost.Host{}).Search(t.Context(), vendor.SearchRequest{Query: "story", Limit: 2})
 	if err != nil || len(found) != 2 || found[0].Reference != "hf:o/story-a" || !strings.Contains(found[1].Description, "licence to accept") {
 		t.Errorf("%+v, %v", found, err)
 	}
