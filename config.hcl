@@ -142,6 +142,10 @@ hive {
   # A worker without requests and without a word from a queen for this long ends itself. Time; "0s" means never. Default: "10m".
   orphan_ttl = "10m"
 
+  # Servers of your own that downloads may lead to, by an address or a redirect, although they are in a private network or have no
+  # TLS. Everything else must be https and public. List of URLs without a path. Default: none.
+  mirrors = []
+
   # How long a worker may take to become ready. Every progress that it reports begins the wait anew.
   spawn {
     # For any model. Time, 1s to 24h. Default: "1m".
@@ -194,13 +198,37 @@ hive {
   }
 }
 
-# Where models come from: builtin:NAME is inside this program, file:PATH is a GGUF file or a folder of them.
+# Where models come from: builtin:NAME is inside this program, file:PATH is a GGUF file or a folder of them, hf:ORG/REPO is a
+# repository on Hugging Face, https://HOST/PATH is a file anywhere.
 vendor "builtin" {
   # Whether its references may be used. true or false. Default: true.
   enabled = true
 }
 
 vendor "local" {
+  # Whether its references may be used. true or false. Default: true.
+  enabled = true
+}
+
+# hf:ORG/REPO is the quantisation Q4_K_M, else Q8_0, else the first one; hf:ORG/REPO:Q6_K another one, hf:ORG/REPO/FILE.gguf a file,
+# and hf:ORG/REPO@REVISION… any of them at a branch, a tag, a commit or refs/pr/N.
+vendor "huggingface" {
+  # Whether its references may be used. true or false. Default: true.
+  enabled = true
+
+  # The hub, or a mirror that speaks its protocol. URL. Default: "", which is HF_ENDPOINT where that is set, else the public hub.
+  endpoint = ""
+
+  # The token, for models that need one; it goes to the host of the endpoint only. Text. Default: null, which is HF_TOKEN where that
+  # is set. `apiary credential set huggingface` stores one that comes before both.
+  credential = null
+
+  # Ask nothing: only models that were fetched before can be used. true or false. Default: false, or true where HF_HUB_OFFLINE is 1.
+  offline = false
+}
+
+# https://HOST/PATH/model.gguf, with ?checksum=sha256:HEX where the bytes are to be those and no others.
+vendor "url" {
   # Whether its references may be used. true or false. Default: true.
   enabled = true
 }
@@ -247,7 +275,8 @@ worker "echo" {
 # Examples of blocks that do not exist by default:
 #
 # model "smol" {
-#   # What the name stands for. Reference: builtin:NAME or file:PATH; a relative path begins at this file's folder. Required.
+#   # What the name stands for. Reference: hf:ORG/REPO, https://…, file:PATH or builtin:NAME; a relative path begins at this file's
+#   # folder. Required.
 #   source = "file:/models/SmolLM2-135M-Instruct-Q8_0.gguf"
 #
 #   # Other names, for clients that insist on one. List of texts. Default: none.

@@ -15,10 +15,8 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/apiary-dev/apiary/core/artifact"
 	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/contract"
-	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/gateway"
 	"github.com/apiary-dev/apiary/core/hive"
 	"github.com/apiary-dev/apiary/core/httpd"
@@ -27,12 +25,7 @@ import (
 	"github.com/apiary-dev/apiary/core/queen"
 	"github.com/apiary-dev/apiary/core/registry"
 	"github.com/apiary-dev/apiary/core/secret"
-	"github.com/apiary-dev/apiary/plugins/vendor"
-	"github.com/apiary-dev/apiary/vendors/builtin"
-	"github.com/apiary-dev/apiary/vendors/local"
 	"github.com/apiary-dev/apiary/workers/llama/bundle"
-	"github.com/apiary-dev/apiary/workers/provision/npm"
-	"github.com/apiary-dev/apiary/workers/provision/path"
 )
 
 // assembly is an agent that is built and not running.
@@ -121,40 +114,6 @@ func (a *assembly) buildHive(o Options, n node, m *metrics.Metrics) error {
 	}
 	a.hiveServer, err = a.server(o, routes, a.guard.hiveServer, "hive")
 	return err
-}
-
-// openStore opens the artifact store with the vendors and provisioners of this build that the configuration has not
-// switched off.
-func openStore(o Options, native *nativeExecutable) (*artifact.Store, error) {
-	cfg := o.Config
-	inside := builtin.New()
-	built := map[string]vendor.Vendor{"builtin": inside, "local": local.New()}
-	var vendors []vendor.Vendor
-	for _, v := range cfg.Vendors {
-		if plugin, ok := built[v.Name]; ok && v.Enabled {
-			vendors = append(vendors, plugin)
-		}
-	}
-	log := o.Log.With("role", "hive")
-	var registry *npm.Provisioner
-	configured := cfg.CredentialLookup(config.OpenCredentials(cfg.Home))
-	credentials := func(name, host string) (secret.Secret, error) {
-		if s, err := configured(name, host); s != "" || err != nil {
-			return s, err
-		}
-		return registry.Credential(name, host), nil // what the user's npm would send there
-	}
-	// The registry is the one source that the configuration names; whatever others name is checked.
-	client := egress.NewClient(egress.Options{Own: func(u *url.URL) bool { return registry.Own(u) }})
-	registry = npm.New(npm.Options{
-		Registry: cfg.Provisioner.NPM.Registry, Env: npm.SystemEnvironment(),
-		Host: artifact.NewHost(artifact.HostOptions{Name: "npm", Credentials: credentials, HTTP: client, Log: log}),
-	})
-	return artifact.Open(artifact.Options{
-		Home: cfg.Home, Vendors: vendors, Provisioners: []vendor.Provisioner{registry, path.New()},
-		Openers: map[string]vendor.Opener{builtin.Scheme: inside}, Credentials: credentials,
-		Reserve: cfg.Hive.Reserve.Disk, SelfTest: native.selfTest, HTTP: client, Log: log,
-	})
 }
 
 func (a *assembly) buildQueen(o Options, n node, m *metrics.Metrics) error {

@@ -2,10 +2,12 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -16,6 +18,7 @@ import (
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/process"
 	"github.com/apiary-dev/apiary/core/secret"
+	"github.com/apiary-dev/apiary/vendors/huggingface"
 )
 
 func (a *app) hiveCommand() *cobra.Command {
@@ -67,6 +70,11 @@ func (a *app) credentialCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if len(hosts) == 0 {
+				if hosts, err = a.usualHosts(args[0]); err != nil {
+					return err
+				}
+			}
 			value, err := a.readSecret(args[0])
 			if err != nil {
 				return err
@@ -80,7 +88,7 @@ func (a *app) credentialCommand() *cobra.Command {
 			_, err = fmt.Fprintf(a.err, "Stored credential %s; it is sent to %s only.\n", args[0], strings.Join(hosts, ", "))
 			return err
 		}}
-	set.Flags().StringSliceVar(&hosts, "host", nil, "`host` that may be sent the credential (repeatable)")
+	set.Flags().StringSliceVar(&hosts, "host", nil, "`host` that may be sent the credential (repeatable; default for huggingface: its endpoint)")
 	list := &cobra.Command{Use: "list", Short: "List the stored credentials, without their values", Args: argCount(0, 0, ""),
 		RunE: func(*cobra.Command, []string) error {
 			store, err := a.credentials()
@@ -120,6 +128,23 @@ func (a *app) credentialCommand() *cobra.Command {
 			return err
 		}}
 	return a.holder("credential", "Store secrets for vendors, in the data folder", set, list, rm)
+}
+
+// usualHosts are the hosts that a credential of that name is for: those of a vendor that has one place, which the configuration
+// says.
+func (a *app) usualHosts(name string) ([]string, error) {
+	if name != huggingface.Credential {
+		return nil, nil
+	}
+	cfg, err := a.loadConfig()
+	if err != nil {
+		return nil, err
+	}
+	u, err := url.Parse(cmp.Or(cfg.Vendor(config.VendorHub).Endpoint, huggingface.DefaultEndpoint))
+	if err != nil {
+		return nil, err
+	}
+	return []string{u.Host}, nil
 }
 
 func (a *app) credentials() (*config.Credentials, error) {

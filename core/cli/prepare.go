@@ -79,7 +79,7 @@ func (c *conn) find(ctx context.Context, ref string) (contract.ModelView, *contr
 		view = st.Models[i]
 	}
 	if view.ID == "" {
-		if !strings.Contains(view.Source, ":") {
+		if !contract.IsReference(view.Source) {
 			return view, nil, fault.New(fault.NotFound, "model_not_found",
 				"The model %q is neither in the configuration nor in the catalog; `apiary model list` shows the names, and file:PATH is a model of your own.", ref)
 		}

@@ -139,6 +139,7 @@ type Hive struct {
 	Kill        Kill
 	Drain       time.Duration
 	OrphanTTL   time.Duration // 0: never
+	Mirrors     []string      // base URLs that downloads may lead to although they are private or plain http
 	Reserve     Reserve
 }
 
@@ -175,7 +176,15 @@ type Reserve struct {
 type Vendor struct {
 	Name    string
 	Enabled bool
+	// The fields below are of the vendor huggingface.
+	Endpoint   string            // base URL without a slash at its end; "": the public hub
+	Credential secret.Secret     // goes to the host of Endpoint only; "": none
+	Offline    bool              // nothing is asked
+	From       map[string]string // by option: the environment variable that its value comes from
 }
+
+// VendorHub is the name of the vendor of hf: references.
+const VendorHub = "huggingface"
 
 // Provisioners holds the blocks provisioner "NAME".
 type Provisioners struct {

@@ -99,7 +99,10 @@ func TestFullConfiguration(t *testing.T) {
 	want.Queen.Listen, want.Queen.Hives, want.Queen.HivesSet = "[::1]:0", []string{"http://10.0.0.5:7835"}, true
 	want.Queen.Limits.Body, want.Queen.Limits.LoadWait, want.Queen.Limits.QueueWait = 64*contract.KiB, time.Hour, 90*time.Second
 	want.Hive.OrphanTTL, want.Hive.Reserve.Disk = 0, 0
-	want.Vendors = []Vendor{{Name: "local"}, {Name: "builtin", Enabled: true}}
+	want.Hive.Mirrors = []string{"http://10.0.0.5:9000"}
+	want.Vendors = []Vendor{
+		{Name: "local"}, {Name: "huggingface", Enabled: true, Endpoint: "http://10.0.0.5:9001/hf", Credential: "canary-token"}, {Name: "builtin", Enabled: true}, {Name: "url", Enabled: true},
+	}
 	want.Provisioner.NPM.Registry = "http://127.0.0.1:4873"
 	want.Workers = []Worker{
 		{Name: "gpu", Adapter: "native", Source: "path:" + filepath.Join(here, "engine"), Devices: []string{"cuda0", "cuda1"}, Context: 4096,

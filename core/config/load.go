@@ -60,6 +60,9 @@ func Load(o Options) (*Config, error) {
 		return nil, err
 	}
 	c.Agent.DataDir = c.Home
+	if err := c.hubEnvironment(o.Env); err != nil {
+		return nil, err
+	}
 	if o.Addr != "" {
 		if err := c.move(o.Addr, cmp.Or(o.AddrFrom, "APIARY_ADDR")); err != nil {
 			return nil, err

@@ -98,6 +98,22 @@ func checkRegistry(s string) error {
 	return nil
 }
 
+// checkEndpoint is the same for the URL of a hub.
+func checkEndpoint(s string) error {
+	if checkRegistry(s) != nil {
+		return errors.New("the URL of a hub is http or https and a host, without a user, a query or a fragment, for example \"https://hub.example.org\"")
+	}
+	return nil
+}
+
+// checkMirror wants scheme and host, and a port where it is not the usual one.
+func checkMirror(s string) error {
+	if u, err := url.Parse(s); err != nil || checkRegistry(s) != nil || strings.Trim(u.Path, "/") != "" {
+		return errors.New("the URL of a mirror is http or https and a host, without a path, for example \"http://10.0.0.5:9000\"")
+	}
+	return nil
+}
+
 // laterAdapters are adapters that people may know but this build lacks.
 var laterAdapters = map[string]bool{"llama-server": true, "vllm": true, "ollama": true, "openai": true}
 

@@ -95,6 +95,7 @@ func hiveSchema(h *Hive) *block {
 			ports("worker_ports", &h.WorkerPorts),
 			duration("drain", &h.Drain, shortest, day),
 			duration("orphan_ttl", &h.OrphanTTL, 0, 365*day),
+			list("mirrors", `A list of URLs is needed, for example ["http://10.0.0.5:9000"].`, &h.Mirrors, checkMirror),
 		},
 		blocks: []*block{
 			{name: "spawn", options: []option{
@@ -123,7 +124,15 @@ func hiveSchema(h *Hive) *block {
 }
 
 func vendorSchema(v *Vendor) *block {
-	return &block{name: "vendor", label: v.Name, options: []option{boolean("enabled", &v.Enabled)}}
+	b := &block{name: "vendor", label: v.Name, options: []option{boolean("enabled", &v.Enabled)}}
+	if v.Name == VendorHub {
+		b.options = append(b.options,
+			text("endpoint", `The URL of a hub is needed, for example "https://hub.example.org".`, &v.Endpoint, checkEndpoint),
+			foreignSecret("credential", &v.Credential),
+			boolean("offline", &v.Offline),
+		)
+	}
+	return b
 }
 
 func vendorGroup(c *Config) *group {
@@ -194,7 +203,7 @@ func workerGroup(c *Config) *group {
 
 func modelSchema(m *Model) *block {
 	return &block{name: "model", label: m.Name, options: []option{
-		text("source", `A reference to a model is needed, for example "builtin:stories260k".`, &m.Source, checkScheme("model", "builtin", "file", "echo")),
+		text("source", `A reference to a model is needed, for example "builtin:stories260k".`, &m.Source, checkScheme("model", "builtin", "file", "hf", "https", "http", "url", "echo")),
 		list("aliases", `A list of names is needed, for example ["gpt-4o-mini"].`, &m.Aliases, checkAlias),
 	}}
 }

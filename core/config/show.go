@@ -22,6 +22,14 @@ func (c *Config) Show(w io.Writer) error {
 			}
 		}
 	}
+	for i := range c.Vendors {
+		v := &c.Vendors[i]
+		for option, field := range map[string]any{"endpoint": &v.Endpoint, "credential": &v.Credential, "offline": &v.Offline} {
+			if name := v.From[option]; name != "" {
+				notes[field] = "from " + name
+			}
+		}
+	}
 	f := hclwrite.NewEmptyFile()
 	showBody(f.Body(), schema(c), notes)
 	_, err := w.Write(hclwrite.Format(f.Bytes()))

@@ -1,6 +1,9 @@
 package contract
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Model is an entry of a hive's model catalog.
 type Model struct {
@@ -63,4 +66,11 @@ type Device struct {
 	Cores       int    `json:"cores,omitempty"` // usable by this process, for a CPU
 	Driver      string `json:"driver,omitempty"`
 	Source      string `json:"source"` // "system" or "engine": who listed it
+}
+
+// IsReference reports whether a model can be fetched by a name: scheme:rest, or ORG/REPO, which a vendor may know. Any other
+// name is only looked up in the configuration and in catalogs.
+func IsReference(name string) bool {
+	org, repo, ok := strings.Cut(name, "/")
+	return strings.Contains(name, ":") || ok && org != "" && repo != "" && !strings.Contains(repo, "/")
 }

@@ -38,7 +38,7 @@ func (q *Queen) download(ctx context.Context, ref contract.ArtifactRef, say func
 	}
 	ref.Operation, ref.HiveID = contract.OpModelDownload, ""
 	ref.Reference = orElse(q.dir.Load().sources[ref.Reference], ref.Reference)
-	if !strings.Contains(ref.Reference, ":") {
+	if !contract.IsReference(ref.Reference) {
 		return contract.Model{}, notFound(ref.Reference)
 	}
 	m, err := forward[contract.Model](ctx, l, ref, say)

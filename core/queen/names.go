@@ -145,7 +145,7 @@ func (q *Queen) kindOf(adapter string) (contract.WorkerKind, bool) {
 
 // notFound says how a name could come to mean something: a reference is fetched, a bare name is only looked up.
 func notFound(name string) error {
-	if !strings.Contains(name, ":") || strings.HasPrefix(name, echoScheme) {
+	if !contract.IsReference(name) || strings.HasPrefix(name, echoScheme) {
 		return fault.New(fault.NotFound, "model_not_found",
 			"The model %s is neither in the configuration nor in the catalog; `apiary model list` shows the names, and `apiary model pull file:PATH` adds one.",
 			quoted(name)).WithParam("model")

@@ -27,7 +27,7 @@ func (r *spawning) choose(ctx context.Context) error {
 	ref, missing := asked, len(t.ModelIDs) == 0
 	if missing {
 		ref = orElse(q.dir.Load().sources[asked], asked)
-		if r.automatic || strings.HasPrefix(ref, echoScheme) || !strings.Contains(ref, ":") {
+		if r.automatic || strings.HasPrefix(ref, echoScheme) || !contract.IsReference(ref) {
 			return notFound(asked)
 		}
 	} else {

@@ -22,7 +22,7 @@ vendor "lokal" {
   enabled = false
 }
 
-vendor "huggingface" {
+vendor "hugginface" {
   enabled = true
 }
 

@@ -21,6 +21,7 @@ queen {
 
 hive {
   orphan_ttl = 0
+  mirrors    = ["http://10.0.0.5:9000"]
   reserve {
     disk = "0B"
   }
@@ -28,6 +29,11 @@ hive {
 
 vendor "local" {
   enabled = env("LOCAL")
+}
+
+vendor "huggingface" {
+  endpoint   = "http://10.0.0.5:9001/hf/"
+  credential = file("token")
 }
 
 provisioner "npm" {
