@@ -2,7 +2,6 @@ package artifact
 
 import (
 	"archive/tar"
-	"archive/zip"
 	"bufio"
 	"compress/gzip"
 	"context"
@@ -149,13 +148,12 @@ func (b *boundedReader) Read(p []byte) (int, error) {
 }
 
 func (x *extractor) zip(f *os.File, size int64) error {
-	// The number of entries stands at the end of the file; it is looked at before the directory is read into memory.
-	if n, err := zipEntries(f, size); err != nil || n > x.max {
-		return badArchive("it announces %d entries, %d are allowed", n, x.max)
-	}
-	zr, err := zip.NewReader(f, size)
+	zr, err := openZip(f, size)
 	if err != nil {
 		return badArchive("it is damaged (%v)", err)
+	}
+	if n := len(zr.File); n > x.max {
+		return badArchive("it has %d entries, %d are allowed", n, x.max)
 	}
 	for _, e := range zr.File {
 		mode := e.Mode()
@@ -175,20 +173,6 @@ func (x *extractor) zip(f *os.File, size int64) error {
 		}
 	}
 	return nil
-}
-
-// zipEntries reads the number of entries from the end-of-directory record. More than 65,534 need another record and are
-// more than is allowed anyway.
-func zipEntries(f io.ReaderAt, size int64) (int, error) {
-	tail := make([]byte, min(size, 22+65535))
-	if _, err := f.ReadAt(tail, size-int64(len(tail))); err != nil && err != io.EOF {
-		return 0, err
-	}
-	i := strings.LastIndex(string(tail), "PK\x05\x06")
-	if i < 0 || len(tail)-i < 22 {
-		return 0, errors.New("no directory")
-	}
-	return int(tail[i+10]) | int(tail[i+11])<<8, nil
 }
 
 // count adds an entry of size bytes to the totals, before anything of it is written.

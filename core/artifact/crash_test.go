@@ -1,10 +1,12 @@
 package artifact
 
 import (
+	"archive/zip"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -67,8 +69,13 @@ func scenario(ctx context.Context, s *Store, home string) error {
 			return fmt.Errorf("pull in place: %w", err)
 		}
 	}
-	if err := s.RemoveModel(story); err != nil {
-		return fmt.Errorf("remove model: %w", err)
+	if _, err := s.PullModel(ctx, "wheel:x", nil); err != nil {
+		return fmt.Errorf("pull out of an archive: %w", err)
+	}
+	for _, ref := range []string{story, "wheel:x"} {
+		if err := s.RemoveModel(ref); err != nil {
+			return fmt.Errorf("remove model: %w", err)
+		}
 	}
 	if err := s.RemoveEngine(enginePackage); err != nil {
 		return fmt.Errorf("remove engine: %w", err)
@@ -131,7 +138,7 @@ func TestKillAnywhere(t *testing.T) {
 	}
 	points := strings.Split(strings.TrimSpace(steps), "\n")
 	for _, p := range []string{"part grows", "part complete", "blob verified", "blob renamed", "json written", "json synced", "json renamed",
-		"engine grows", "engine unpacked", "engine tested", "engine renamed", "engine dropped", "old entry dropped", "model dropped", "blob removed"} {
+		"member grows", "member complete", "engine grows", "engine unpacked", "engine tested", "engine renamed", "engine dropped", "old entry dropped", "model dropped", "blob removed"} {
 		if !strings.Contains(steps, p) {
 			t.Errorf("the scenario does not come to the step %q", p)
 		}
@@ -179,11 +186,36 @@ func TestKillAnywhere(t *testing.T) {
 // crashOptions are those of the parent and of the child.
 func crashOptions(home, url string) Options {
 	b := builtin.New()
+	archive := memory(wheel())
+	packed := &webVendor{scheme: "wheel", man: vendor.Manifest{Reference: "wheel:x@1", Format: "gguf", Files: []vendor.File{{
+		Path: "m.gguf", Size: -1, Sources: []vendor.Source{{URL: "wheel:"}}, Member: &vendor.ArchiveMember{Match: "*.gguf", Archive: vendor.Digests{SHA256: sum256(archive)}, Size: -1},
+	}}}}
 	return Options{
-		Home: home, Vendors: []vendor.Vendor{b, local.New()}, Openers: map[string]vendor.Opener{builtin.Scheme: b},
+		Home: home, Vendors: []vendor.Vendor{b, local.New(), packed}, Openers: map[string]vendor.Opener{builtin.Scheme: b, "wheel": archive},
 		Provisioners: []vendor.Provisioner{npm.New(npm.Options{Registry: url, Host: NewHost(HostOptions{HTTP: ownClient(impatient)})})},
 		HTTP:         ownClient(impatient),
 	}
+}
+
+// wheel is an archive with a model.
+func wheel() []byte {
+	var b bytes.Buffer
+	zw := zip.NewWriter(&b)
+	w, err := zw.Create("pkg/m.gguf")
+	if err == nil {
+		_, err = w.Write(ggufFile(7, 0, 1, 100))
+	}
+	if err = errors.Join(err, zw.Close()); err != nil {
+		panic(err)
+	}
+	return b.Bytes()
+}
+
+// memory opens itself.
+type memory []byte
+
+func (m memory) Open(context.Context, string) (io.ReadCloser, int64, error) {
+	return io.NopCloser(bytes.NewReader(m)), int64(len(m)), nil
 }
 
 // checkWhole opens everything that the catalogs list.

@@ -21,6 +21,9 @@ import (
 // maxFiles bounds the files of one model.
 const maxFiles = 1024
 
+// maxSideFile bounds a file of a model that holds no weights: a template, parameters, a licence.
+const maxSideFile = 64 << 20
+
 // PullModel makes sure that the model that ref names is in the catalog, and returns its entry: it asks the vendor which files
 // it consists of, transfers, verifies and publishes them. A model that is there already needs no network, and a file that
 // stays in place is only looked at again. Callers that ask for the same model at once share one transfer.
@@ -148,6 +151,14 @@ func (s *Store) checkManifest(man *vendor.Manifest, v vendor.Vendor) error {
 			return bad("%q has the unknown role %q", f.Path, f.Role)
 		}
 		weights = weights || isWeights(f.Role)
+		if l := s.limit(f); l == maxSideFile && f.Size > l {
+			return bad("%q has %s, which is too much for a file without weights", f.Path, contract.Bytes(f.Size))
+		}
+		if f.Member != nil {
+			if err := checkMember(f.Member); err != nil {
+				return bad("%v", err)
+			}
+		}
 		if local {
 			if !slices.Contains(v.Info().Schemes, "file") {
 				return bad("it names files of this machine, which only the vendor of file: may")
@@ -171,6 +182,14 @@ func (s *Store) checkManifest(man *vendor.Manifest, v vendor.Vendor) error {
 
 // isWeights reports whether a file with that role holds weights of the model itself.
 func isWeights(role string) bool { return role == "" || role == vendor.RoleWeights }
+
+// limit is the most that a file of a model may have whose size nobody has promised. What holds no weights never has more.
+func (s *Store) limit(f vendor.File) int64 {
+	if isWeights(f.Role) || f.Role == vendor.RoleProjector {
+		return int64(s.opts.MaxFile)
+	}
+	return maxSideFile
+}
 
 // weightsFirst returns the files with the weights, of which an engine is told the first one, before the others.
 func weightsFirst(files []vendor.File) []vendor.File {
@@ -201,7 +220,7 @@ func inPlace(man *vendor.Manifest) bool {
 // When ref asks for other bytes than there are, that is an error.
 func pin(ref string, man *vendor.Manifest, files []contract.File) (string, error) {
 	id := man.Reference
-	if slices.ContainsFunc(man.Files, func(f vendor.File) bool { return f.Digests == vendor.Digests{} }) {
+	if slices.ContainsFunc(man.Files, func(f vendor.File) bool { return f.Digests == vendor.Digests{} && f.Member == nil }) {
 		id += "@" + digestOf(files)[:12]
 		if old, ok := strings.CutPrefix(ref, man.Reference+"@"); ok && ref != id {
 			return "", fault.New(fault.Conflict, "model_changed", "%s has changed: its bytes are %s now, and %s was asked for; ask for %s to use what is there.", man.Reference, id[len(id)-12:], old, man.Reference)
@@ -260,16 +279,30 @@ func (s *Store) fetchBlob(ctx context.Context, f vendor.File, report Report) (co
 	if have() {
 		return out, nil
 	}
-	err := s.fetch(ctx, f, int64(s.opts.MaxFile), f.Path, report, have, func(got fetched) error {
-		if isWeights(f.Role) || f.Role == vendor.RoleProjector {
-			if _, err := inspect(got.path, f.Path, f.Role); err != nil {
-				return err
-			}
+	if f.Member != nil {
+		got, err := s.fetchMember(ctx, f, report, have)
+		if got.SHA256 != "" {
+			out.SHA256, out.SizeBytes = got.SHA256, got.SizeBytes
+		}
+		return out, err
+	}
+	err := s.fetch(ctx, f, s.limit(f), f.Path, report, have, func(got fetched) error {
+		if err := inspectRole(got.path, f); err != nil {
+			return err
 		}
 		out.SHA256, out.SizeBytes = got.sha256, contract.Bytes(got.size)
 		return s.publishBlob(got.path, got.sha256)
 	})
 	return out, err
+}
+
+// inspectRole checks the header of a file that is to be published, where its role says that it has one.
+func inspectRole(path string, f vendor.File) error {
+	if !isWeights(f.Role) && f.Role != vendor.RoleProjector {
+		return nil
+	}
+	_, err := inspect(path, f.Path, f.Role)
+	return err
 }
 
 // inspect reads the header of a model file that lies at path and is called name to people.

@@ -50,9 +50,6 @@ type fetched struct {
 // fetch transfers f into partial/, or goes on with what is there, verifies it, and hands it to use, which moves or reads it.
 // Nobody else fetches the same file meanwhile. A file of unknown size has at most limit bytes. have is asked under that lock whether the file has become unnecessary.
 func (s *Store) fetch(ctx context.Context, f vendor.File, limit int64, what string, report Report, have func() bool, use func(fetched) error) error {
-	if f.Member != nil {
-		return fault.New(fault.Invalid, "unsupported_source", "%s lies inside an archive, and this version of Apiary takes no models out of archives.", what)
-	}
 	if len(f.Sources) == 0 {
 		return fault.New(fault.Invalid, "invalid_source", "Nothing says where to get %s; report this to the maker of its plugin.", what)
 	}

@@ -106,9 +106,13 @@ type Source struct {
 	ExpiresUnixMS int64  `json:"expiresUnixMs,string,omitempty"`
 }
 
-// ArchiveMember names one file inside an archive whose own digest is pinned.
+// ArchiveMember names one file inside an archive whose own digest is pinned. The archive is a .zip file (a .whl is one) or a
+// .tar.gz file. Exactly one of Path and Match is set.
 type ArchiveMember struct {
-	Path    string  `json:"path,omitempty"`
+	Path    string  `json:"path,omitempty"` // of the member in the archive
 	Archive Digests `json:"archive,omitzero"`
 	Size    int64   `json:"size,string,omitempty"` // of the archive; -1: not known
+	// Match is a pattern, such as "*.gguf", that the name, without folders, of exactly one member must match: for a vendor that
+	// cannot look into the archive. Where several match, the core lists them to the user.
+	Match string `json:"match,omitempty"`
 }

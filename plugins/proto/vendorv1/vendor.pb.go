@@ -420,6 +420,7 @@ type ArchiveMember struct {
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	Archive       *Digests               `protobuf:"bytes,2,opt,name=archive,proto3" json:"archive,omitempty"`
 	Size          int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	Match         string                 `protobuf:"bytes,4,opt,name=match,proto3" json:"match,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -473,6 +474,13 @@ func (x *ArchiveMember) GetSize() int64 {
 		return x.Size
 	}
 	return 0
+}
+
+func (x *ArchiveMember) GetMatch() string {
+	if x != nil {
+		return x.Match
+	}
+	return ""
 }
 
 type SearchRequest struct {
@@ -764,11 +772,12 @@ const file_vendorv1_vendor_proto_rawDesc = "" +
 	"credential\x18\x02 \x01(\tR\n" +
 	"credential\x12\x16\n" +
 	"\x06ranges\x18\x03 \x01(\bR\x06ranges\x12&\n" +
-	"\x0fexpires_unix_ms\x18\x04 \x01(\x03R\rexpiresUnixMs\"e\n" +
+	"\x0fexpires_unix_ms\x18\x04 \x01(\x03R\rexpiresUnixMs\"{\n" +
 	"\rArchiveMember\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12,\n" +
 	"\aarchive\x18\x02 \x01(\v2\x12.vendor.v1.DigestsR\aarchive\x12\x12\n" +
-	"\x04size\x18\x03 \x01(\x03R\x04size\";\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x14\n" +
+	"\x05match\x18\x04 \x01(\tR\x05match\";\n" +
 	"\rSearchRequest\x12\x14\n" +
 	"\x05query\x18\x01 \x01(\tR\x05query\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\x05R\x05limit\"C\n" +
