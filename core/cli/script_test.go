@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -37,11 +38,16 @@ func TestScripts(t *testing.T) {
 			}
 			return false, fmt.Errorf("unknown condition %q", name)
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+		Cmds: merged(hubCommands(), map[string]func(*testscript.TestScript, bool, []string){
 			"apiary": scriptApiary, "http": scriptHTTP, "listen": scriptListen, "truncated": scriptTruncated,
 			"waitready": scriptWaitReady, "waitworkers": scriptWaitWorkers, "samefield": scriptSameField, "newaddress": scriptNewAddress,
-		},
+		}),
 	})
+}
+
+func merged[V any](a, b map[string]V) map[string]V {
+	maps.Copy(a, b)
+	return a
 }
 
 func setupScript(e *testscript.Env) error {
@@ -62,6 +68,7 @@ func setupScript(e *testscript.Env) error {
 	e.Setenv("NO_COLOR", "1")
 	e.Setenv("ENGINE", engineDir())
 	e.Setenv("MODEL", model)
+	e.Values[hubKey{}] = &scriptHubs{}
 	for _, name := range []string{"NPM_CONFIG_REGISTRY", "npm_config_registry", "NPM_CONFIG_USERCONFIG", "SSL_CERT_FILE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"} {
 		if v, ok := os.LookupEnv(name); ok {
 			e.Setenv(name, v)

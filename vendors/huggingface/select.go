@@ -344,26 +344,34 @@ const maxNamed = 12
 // nothing says that a repository lacks what was asked for, and what it has.
 func nothing(r reference, has string, all []entry) error {
 	e := &vendor.Error{Kind: vendor.KindNotFound, Code: "model_not_found", Param: "reference", Message: r.repo + " " + has + "; check the repository's page for what it has."}
-	var names []string
+	example := ""
+	var named, paths []string // quantisations first
 	for _, c := range all {
 		ref := reference{repo: r.repo, revision: r.revision, path: c.Path}
-		name := "/" + c.Path
 		if q := quantOf(c.Path); q != "" {
 			if again, ok := pick(all, q); ok && again.Path == c.Path {
-				ref.path, ref.quant, name = "", q, ":"+q
+				ref.path, ref.quant = "", q
 			}
+		}
+		if usual, _ := pick(all, ""); usual.Path == c.Path {
+			example = ref.String()
 		}
 		if len(e.Candidates) < 100 {
 			e.Candidates = append(e.Candidates, ref.String())
 		}
-		names = append(names, safeName(name))
+		if ref.quant != "" {
+			named = append(named, ":"+safeName(ref.quant))
+		} else {
+			paths = append(paths, "/"+safeName(ref.path))
+		}
 	}
+	names := append(named, paths...)
 	if n := len(names); n > 0 {
 		more := ""
 		if n > maxNamed {
 			names, more = names[:maxNamed], " and "+strconv.Itoa(n-maxNamed)+" more"
 		}
-		e.Message = r.repo + " " + has + "; it has " + strings.Join(names, ", ") + more + ", ask for example for " + e.Candidates[0] + "."
+		e.Message = r.repo + " " + has + "; it has " + strings.Join(names, ", ") + more + ", ask for example for " + example + "."
 	}
 	return e
 }
