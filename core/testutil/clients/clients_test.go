@@ -82,7 +82,8 @@ const (
 
 // TestClients drives an agent with both clients: they must see the same, streamed or not, and each fault as the client's own error.
 func TestClients(t *testing.T) {
-	node, python := nodeClient(t), pythonClient(t)
+	node := nodeClient(t, "npm-openai", "openai", npmVersion, "client.cjs")
+	python := pythonClient(t, "venv-openai", "openai", pypiVersion, "client.py")
 	if node == nil && python == nil {
 		t.Skip("neither client can be had")
 	}
@@ -242,43 +243,44 @@ func (f failure) plain() failure {
 	return f
 }
 
-// nodeClient returns the command of the script for the npm package, installing that once; nil, with a message, where it cannot be had.
-func nodeClient(t *testing.T) []string {
+// nodeClient returns the command of a script for an npm package, which it installs once into the folder dir of the cache; nil, with
+// a message, where it cannot be had.
+func nodeClient(t *testing.T, dir, pkg, version, file string) []string {
 	t.Helper()
-	dir := filepath.Join(cacheDir(t), "npm-openai")
+	dir = filepath.Join(cacheDir(t), dir)
 	node, err := exec.LookPath("node")
 	if err != nil {
-		t.Logf("the npm package openai is not tested: %v", err)
+		t.Logf("the npm package %s is not tested: %v", pkg, err)
 		return nil
 	}
 	installed := func() bool {
-		b, err := os.ReadFile(filepath.Join(dir, "node_modules", "openai", "package.json"))
-		return err == nil && bytes.Contains(b, []byte(`"version": "`+npmVersion+`"`))
+		b, err := os.ReadFile(filepath.Join(dir, "node_modules", pkg, "package.json"))
+		return err == nil && bytes.Contains(b, []byte(`"version": "`+version+`"`))
 	}
-	if err := install(dir, installed, [][]string{{"npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--prefix", dir, "openai@" + npmVersion}}); err != nil {
-		t.Logf("the npm package openai is not tested: %v", err)
+	if err := install(dir, installed, [][]string{{"npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--prefix", dir, pkg + "@" + version}}); err != nil {
+		t.Logf("the npm package %s is not tested: %v", pkg, err)
 		return nil
 	}
-	return []string{node, script(t, "client.cjs")}
+	return []string{node, script(t, file)}
 }
 
-// pythonClient does the same for the PyPI package.
-func pythonClient(t *testing.T) []string {
+// pythonClient does the same for a PyPI package.
+func pythonClient(t *testing.T, dir, pkg, version, file string) []string {
 	t.Helper()
-	dir := filepath.Join(cacheDir(t), "venv-openai")
+	dir = filepath.Join(cacheDir(t), dir)
 	python := filepath.Join(dir, "bin", "python")
 	installed := func() bool {
-		out, err := exec.Command(python, "-c", "import openai; print(openai.__version__)").Output()
-		return err == nil && strings.TrimSpace(string(out)) == pypiVersion
+		out, err := exec.Command(python, "-c", "import "+pkg+"; print("+pkg+".__version__)").Output()
+		return err == nil && strings.TrimSpace(string(out)) == version
 	}
 	if err := install(dir, installed, [][]string{
 		{"python3", "-m", "venv", dir},
-		{python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1", "openai==" + pypiVersion},
+		{python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1", pkg + "==" + version},
 	}); err != nil {
-		t.Logf("the PyPI package openai is not tested: %v", err)
+		t.Logf("the PyPI package %s is not tested: %v", pkg, err)
 		return nil
 	}
-	return []string{python, script(t, "client.py")}
+	return []string{python, script(t, file)}
 }
 
 func script(t *testing.T, name string) string {

@@ -144,9 +144,7 @@ func (h *Hub) api(w http.ResponseWriter, r *http.Request, faults Faults, path st
 	}
 	revision, dir := "main", ""
 	if verb != "" {
-		revision, dir, _ = strings.Cut(rest, "/") // a slash in a revision is escaped
-		revision, _ = url.PathUnescape(revision)
-		dir, _ = url.PathUnescape(dir)
+		revision, dir = cutRevision(rest)
 	}
 	commit, files, ok := repo.at(revision)
 	if !ok {
@@ -161,6 +159,18 @@ func (h *Hub) api(w http.ResponseWriter, r *http.Request, faults Faults, path st
 	default:
 		h.info(w, r, repo, commit, files)
 	}
+}
+
+// cutRevision splits revision/path. A slash in a revision is escaped, but for those of refs/pr/N and refs/convert/NAME.
+func cutRevision(s string) (revision, path string) {
+	n := 0
+	if strings.HasPrefix(s, "refs/pr/") || strings.HasPrefix(s, "refs/convert/") {
+		n = len("refs/") + strings.IndexByte(s[len("refs/"):], '/') + 1
+	}
+	revision, path, _ = strings.Cut(s[n:], "/")
+	revision, _ = url.PathUnescape(s[:n] + revision)
+	path, _ = url.PathUnescape(path)
+	return revision, path
 }
 
 func (h *Hub) refs(w http.ResponseWriter, repo Repo) {
@@ -308,9 +318,7 @@ func (h *Hub) file(w http.ResponseWriter, r *http.Request, path string) {
 	if !ok {
 		return
 	}
-	revision, name, _ := strings.Cut(rest, "/")
-	revision, _ = url.PathUnescape(revision)
-	name, _ = url.PathUnescape(name)
+	revision, name := cutRevision(rest)
 	commit, files, ok := repo.at(revision)
 	if verb == "" || !ok {
 		refuse(w, http.StatusNotFound, "RevisionNotFound", "Invalid rev id: "+revision)
