@@ -81,7 +81,7 @@ func (c *conn) find(ctx context.Context, ref string) (contract.ModelView, *contr
 	if view.ID == "" {
 		if !contract.IsReference(view.Source) {
 			return view, nil, fault.New(fault.NotFound, "model_not_found",
-				"The model %q is neither in the configuration nor in the catalog; `apiary model list` shows the names, and file:PATH is a model of your own.", ref)
+				"The model %q is neither in the configuration nor in the catalog; `apiary model list` shows the names, and hf:ORG/REPO or file:PATH is one that is not there yet.", ref)
 		}
 		return view, nil, nil
 	}

@@ -151,7 +151,7 @@ func (a *app) tellStory(ctx context.Context, f samplingFlags) error {
 		s.line("")
 	}
 	s.line("  " + result.summary())
-	s.line(fmt.Sprintf("  A real model:   %s chat file:PATH", me()))
+	s.line(fmt.Sprintf("  A real model:   %s chat hf:HuggingFaceTB/SmolLM2-135M-Instruct-GGUF", me()))
 	s.line(fmt.Sprintf("  Any client:     OPENAI_BASE_URL=%s/v1", c.base))
 	s.line(fmt.Sprintf("  Stop:           %s stop", me()))
 	return nil

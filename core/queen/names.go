@@ -147,7 +147,7 @@ func (q *Queen) kindOf(adapter string) (contract.WorkerKind, bool) {
 func notFound(name string) error {
 	if !contract.IsReference(name) || strings.HasPrefix(name, echoScheme) {
 		return fault.New(fault.NotFound, "model_not_found",
-			"The model %s is neither in the configuration nor in the catalog; `apiary model list` shows the names, and `apiary model pull file:PATH` adds one.",
+			"The model %s is neither in the configuration nor in the catalog; `apiary model list` shows the names, and `apiary model pull REFERENCE` adds one, such as hf:ORG/REPO or file:PATH.",
 			quoted(name)).WithParam("model")
 	}
 	return fault.New(fault.NotFound, "model_not_found", "The model %s is not in the catalog; fetch it first with `apiary model pull %s`.",

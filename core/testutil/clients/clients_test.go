@@ -163,7 +163,7 @@ func check(t *testing.T, got observations, withStory bool) {
 		}
 	}
 	notFound := failure{APIError: true, Class: "NotFoundError", Status: 404, Code: "model_not_found", Type: "invalid_request_error", Param: "model",
-		Message: "The model \"no-such-model\" is neither in the configuration nor in the catalog; `apiary model list` shows the names, and `apiary model pull file:PATH` adds one."}
+		Message: "The model \"no-such-model\" is neither in the configuration nor in the catalog; `apiary model list` shows the names, and `apiary model pull REFERENCE` adds one, such as hf:ORG/REPO or file:PATH."}
 	bad := func(code, param string, message ...string) func(f failure) string {
 		want := failure{APIError: true, Class: "BadRequestError", Status: 400, Code: code, Type: "invalid_request_error", Param: param}
 		return func(f failure) string {
