@@ -217,3 +217,40 @@ func (v otherGitName) Resolve(ctx context.Context, req vendor.ResolveRequest) (*
 	}
 	return m, err
 }
+
+// A large file is asked for in pieces, since some content networks refuse to send all of it at once.
+func TestHubPieces(t *testing.T) {
+	t.Parallel()
+	body := ggufFile(1, 0, 1, 250_000)
+	for name, c := range map[string]struct {
+		faults fakehub.Faults
+		want   string
+		sent   int
+	}{
+		"ranges":    {want: "bytes=0-99999 bytes=100000-199999 bytes=200000-", sent: len(body)},
+		"no ranges": {faults: fakehub.Faults{NoRanges: true}, want: "", sent: len(body)}, // the fake forgets what was asked
+		"cut":       {faults: fakehub.Faults{CutAfter: 80_000}, want: "bytes=0-99999 bytes=80000-179999 bytes=160000- bytes=240000-", sent: len(body)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			hub := newHub(t, fakehub.Repo{ID: "o/r", Files: []fakehub.File{{Path: "m-Q8_0.gguf", Body: body, LFS: true}}})
+			hub.Set(func(f *fakehub.Faults) { *f = c.faults })
+			s := hubStore(t, hub, "", hub.URL, hub.CDN)
+			s.timing.span = 100_000
+			if _, err := s.PullModel(t.Context(), "hf:o/r", nil); err != nil {
+				t.Fatal(err)
+			}
+			sent := 0
+			var ranges []string
+			for _, r := range hub.Requests() {
+				if r.CDN {
+					sent += int(r.Sent)
+					ranges = append(ranges, r.Range)
+				}
+			}
+			if got := strings.Join(ranges, " "); sent != c.sent || c.want != "" && got != c.want {
+				t.Errorf("%d bytes in %q", sent, got)
+			}
+		})
+	}
+}

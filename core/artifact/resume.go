@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
@@ -122,6 +123,22 @@ func (s *Store) quarantine(file, sha string) (kept bool, err error) {
 		all = all[1:]
 	}
 	return slices.ContainsFunc(all, func(i inmate) bool { return i.path == jail }), nil
+}
+
+// tooLong empties the part, which will never be what was wanted.
+func (t *transfer) tooLong(f *os.File, host string) error {
+	if err := t.rewind(f); err != nil {
+		return err
+	}
+	return fault.New(fault.Unavailable, "source_too_large", "%s sends more than %s for %s, which is more than that may have; check the reference and the configured address.", host, contract.Bytes(t.limit), t.what)
+}
+
+// startOver empties the part and asks for another attempt.
+func (t *transfer) startOver(f *os.File, cause error) error {
+	if err := t.rewind(f); err != nil {
+		return err
+	}
+	return &retryError{err: cause}
 }
 
 // parseContentRange reads "bytes 5-9/10"; the total may be "*", which is -1.

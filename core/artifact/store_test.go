@@ -33,7 +33,7 @@ import (
 const story = "builtin:stories260k"
 
 // quick are the bounds of transfers in tests.
-var quick = timing{backoff: time.Millisecond, longest: 5 * time.Millisecond, attempts: 3}
+var quick = timing{backoff: time.Millisecond, longest: 5 * time.Millisecond, attempts: 3, span: 1 << 40}
 
 // impatient is for how long a source may send nothing in tests.
 const impatient = 300 * time.Millisecond

@@ -18,7 +18,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/folder"
@@ -31,9 +30,11 @@ type timing struct {
 	backoff  time.Duration // before the second attempt; doubled for each further one
 	longest  time.Duration // of any pause between attempts, also of one that the server asks for
 	attempts int           // in a row without progress
+	span     int64         // bytes that are asked for at once, where the source has ranges
 }
 
-var defaultTiming = timing{backoff: 500 * time.Millisecond, longest: time.Minute, attempts: 6}
+// Some content networks refuse to send more than 50 GB at once.
+var defaultTiming = timing{backoff: 500 * time.Millisecond, longest: time.Minute, attempts: 6, span: 32 << 30}
 
 // minProgress is how much an attempt must bring to count as one that gets on.
 const minProgress = 64 << 10
@@ -190,6 +191,10 @@ func (t *transfer) from(ctx context.Context, src vendor.Source) (fetched, error)
 		if ctx.Err() != nil {
 			return fetched{}, ctx.Err()
 		}
+		if errors.Is(err, errMore) {
+			failures = 0
+			continue
+		}
 		again, ok := errors.AsType[*retryError](err)
 		if _, ours := errors.AsType[*writeError](err); ours || !ok {
 			return fetched{}, err
@@ -310,8 +315,15 @@ func (t *transfer) attempt(ctx context.Context, src vendor.Source) error {
 		return err
 	}
 	req.Header.Set("Accept-Encoding", "identity")
+	end := int64(-1) // the last byte that is asked for; -1: all that is left
+	if src.Ranges && t.file.Size-n > t.s.timing.span {
+		end = n + t.s.timing.span - 1
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", n, end))
+	}
 	if n > 0 {
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", n))
+		if end < 0 {
+			req.Header.Set("Range", fmt.Sprintf("bytes=%d-", n))
+		}
 		if etag != "" {
 			req.Header.Set("If-Range", etag)
 		}
@@ -327,7 +339,7 @@ func (t *transfer) attempt(ctx context.Context, src vendor.Source) error {
 		return err
 	}
 	defer res.Body.Close()
-	n, total, err := t.accept(res, f, n)
+	n, total, err := t.accept(res, f, n, end)
 	if err != nil {
 		return err
 	}
@@ -346,8 +358,17 @@ func (t *transfer) attempt(ctx context.Context, src vendor.Source) error {
 			return err
 		}
 	}
+	if res.StatusCode == http.StatusPartialContent && end >= 0 {
+		if err := t.receive(ctx, f, res.Body, end+1, res.Request.URL.Host); err != nil {
+			return err
+		}
+		return errMore
+	}
 	return t.receive(ctx, f, res.Body, total, res.Request.URL.Host)
 }
+
+// errMore says that an attempt brought what it asked for, and that this is not all.
+var errMore = errors.New("there is more to fetch")
 
 // stalled turns the error of an answer that brought too little into one for people; nil: it is another one.
 func (t *transfer) stalled(host string, err error) error {
@@ -357,9 +378,9 @@ func (t *transfer) stalled(host string, err error) error {
 	return &retryError{err: fault.New(fault.Unavailable, "source_stalled", "%s stopped sending %s, or sends it too slowly; try again later.", host, t.what)}
 }
 
-// accept looks at the head of an answer to a request for the bytes from n. It returns where the body starts and the length of
+// accept looks at the head of an answer to a request for the bytes from n to last, or to the end where last is -1. It returns where the body starts and the length of
 // the whole file, -1 if that is not known.
-func (t *transfer) accept(res *http.Response, f *os.File, n int64) (at, total int64, err error) {
+func (t *transfer) accept(res *http.Response, f *os.File, n, last int64) (at, total int64, err error) {
 	host := res.Request.URL.Host
 	switch c := res.StatusCode; {
 	case c == http.StatusOK:
@@ -369,9 +390,9 @@ func (t *transfer) accept(res *http.Response, f *os.File, n int64) (at, total in
 			}
 		}
 		n, total, t.resumed = 0, res.ContentLength, false
-	case c == http.StatusPartialContent && n > 0:
+	case c == http.StatusPartialContent && (n > 0 || last >= 0):
 		var start, end int64
-		if start, end, total, err = parseContentRange(res.Header.Get("Content-Range")); err != nil || start != n || res.ContentLength >= 0 && res.ContentLength != end-start+1 || total >= 0 && end != total-1 {
+		if start, end, total, err = parseContentRange(res.Header.Get("Content-Range")); err != nil || start != n || res.ContentLength >= 0 && res.ContentLength != end-start+1 || last >= 0 && end != last || last < 0 && total >= 0 && end != total-1 {
 			return 0, 0, t.startOver(f, fault.New(fault.Unavailable, "source_broken", "%s answered a request for a part of %s with another part; try again later.", host, t.what))
 		}
 	case c == http.StatusRequestedRangeNotSatisfiable && n > 0:
@@ -401,22 +422,6 @@ func (t *transfer) accept(res *http.Response, f *os.File, n int64) (at, total in
 		total = t.file.Size
 	}
 	return n, total, nil
-}
-
-// tooLong empties the part, which will never be what was wanted.
-func (t *transfer) tooLong(f *os.File, host string) error {
-	if err := t.rewind(f); err != nil {
-		return err
-	}
-	return fault.New(fault.Unavailable, "source_too_large", "%s sends more than %s for %s, which is more than that may have; check the reference and the configured address.", host, contract.Bytes(t.limit), t.what)
-}
-
-// startOver empties the part and asks for another attempt.
-func (t *transfer) startOver(f *os.File, cause error) error {
-	if err := t.rewind(f); err != nil {
-		return err
-	}
-	return &retryError{err: cause}
 }
 
 // receive appends a body to the part, to which the hashes have been brought up. total is the length of the whole file, -1
