@@ -131,6 +131,20 @@ func TestMainLinksNoForeignCode(t *testing.T) {
 	}
 }
 
+// guests are vendors that are also built as WASM guests: they have the contract, and none of what makes a guest large.
+var guests = []string{"./vendors/huggingface", "./vendors/url"}
+
+func TestGuestsAreSmall(t *testing.T) {
+	module := modulePath(t)
+	for _, p := range listPackages(t, append([]string{"-deps"}, guests...)...) {
+		name := short(module, p.ImportPath)
+		own := slices.Contains(guests, "./"+name) || name == "plugins/vendor"
+		if strings.HasPrefix(p.ImportPath, module+"/") && !own || p.ImportPath == "net/http" || p.ImportPath == "regexp" {
+			t.Errorf("a vendor that is a guest links %s", name)
+		}
+	}
+}
+
 func TestVersionFloors(t *testing.T) {
 	if goversion.Compare(runtime.Version(), goFloor) < 0 {
 		t.Errorf("this is %s; %s is the oldest toolchain without known holes in what Apiary uses", runtime.Version(), goFloor)
