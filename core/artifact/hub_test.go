@@ -143,7 +143,7 @@ func TestHubExpiredAddress(t *testing.T) {
 			ranges = append(ranges, r.Range)
 		}
 	}
-	if sent != int64(len(body)) || strings.Join(ranges, " ") != " bytes=150000- bytes=300000- bytes=450000-" {
+	if sent != int64(len(body)) || strings.Join(ranges, " ") != " bytes=150000-500191 bytes=300000-500191 bytes=450000-500191" {
 		t.Errorf("%d bytes of %d, in %q", sent, len(body), ranges)
 	}
 }

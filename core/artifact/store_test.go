@@ -438,7 +438,7 @@ func TestCancelKeepsBytes(t *testing.T) {
 	if _, err := s.PullModel(t.Context(), "w:x", log.add); err != nil {
 		t.Fatal(err)
 	}
-	if got := web.last(); got.Header.Get("Range") != "bytes=200000-" || got.Header.Get("If-Range") != `"v1"` {
+	if got := web.last(); !strings.HasPrefix(got.Header.Get("Range"), "bytes=200000-") || got.Header.Get("If-Range") != `"v1"` {
 		t.Errorf("the second request asked for %q if %q", got.Header.Get("Range"), got.Header.Get("If-Range"))
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -177,9 +178,8 @@ func (t *transfer) from(ctx context.Context, src vendor.Source) (fetched, error)
 	if scheme != "https" && scheme != "http" {
 		return t.open(ctx, scheme, src)
 	}
-	failures := 0
+	failures, most := 0, t.size()
 	for {
-		before := t.size()
 		err := t.attempt(ctx, src)
 		if err == nil {
 			var got fetched
@@ -199,8 +199,10 @@ func (t *transfer) from(ctx context.Context, src vendor.Source) (fetched, error)
 		if _, ours := errors.AsType[*writeError](err); ours || !ok {
 			return fetched{}, err
 		}
-		if t.size() >= before+minProgress {
-			failures = 0
+		// What arrives again after the part was emptied is no progress: a source that breaks off every time and knows no ranges would
+		// be asked for ever.
+		if n := t.size(); n >= most+minProgress {
+			failures, most = 0, n
 		}
 		if failures++; failures >= cmp.Or(again.most, t.s.timing.attempts) {
 			return fetched{}, err
@@ -322,7 +324,11 @@ func (t *transfer) attempt(ctx context.Context, src vendor.Source) error {
 	}
 	if n > 0 {
 		if end < 0 {
-			req.Header.Set("Range", fmt.Sprintf("bytes=%d-", n))
+			last := ""
+			if t.file.Size > 0 {
+				last = strconv.FormatInt(t.file.Size-1, 10) // some servers understand no range without an end
+			}
+			req.Header.Set("Range", fmt.Sprintf("bytes=%d-%s", n, last))
 		}
 		if etag != "" {
 			req.Header.Set("If-Range", etag)

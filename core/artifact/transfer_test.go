@@ -172,6 +172,18 @@ func pull(t *testing.T, v *webVendor, change func(*Options)) (*Store, *reports, 
 	return s, log, err
 }
 
+// A source that breaks off every time and cannot go on where it stopped is given up.
+func TestTransferThatAlwaysBreaks(t *testing.T) {
+	t.Parallel()
+	w := newServer(t, ggufFile(9, 0, 1, 400_000))
+	w.cutAt, w.ignoreRange = 100_000, true
+	_, _, err := pull(t, w.vendor("w", 0), nil)
+	wantFault(t, err, fault.Unavailable, "source_cut", "")
+	if n := w.count(); n > quick.attempts+1 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
 func TestTransferRecovers(t *testing.T) {
 	t.Parallel()
 	body := ggufFile(9, 0, 1, 400_000)
