@@ -45,7 +45,11 @@ func newRequest(ctx context.Context, method, raw, credential string, creds func(
 			return nil, err
 		}
 		if token != "" {
-			req.Header.Set("Authorization", "Bearer "+token.Reveal())
+			value := token.Reveal()
+			if !strings.HasPrefix(value, "Basic ") { // else it is a whole value: a name and a password
+				value = "Bearer " + value
+			}
+			req.Header.Set("Authorization", value)
 		}
 	}
 	return req, nil
@@ -113,7 +117,7 @@ func NewHost(o HostOptions) vendor.Host {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &host{Store: pluginhost.OpenStore(""), opts: o, client: cmp.Or(o.HTTP, egress.NewClient(egress.Options{})), pause: 250 * time.Millisecond}
+	return &host{Store: pluginhost.OpenStore(""), opts: o, client: withTokens(cmp.Or(o.HTTP, egress.NewClient(egress.Options{}))), pause: 250 * time.Millisecond}
 }
 
 type host struct {

@@ -89,7 +89,7 @@ func Open(o Options) (*Store, error) {
 	}
 	o.MaxFile = cmp.Or(o.MaxFile, defaultMaxFile)
 	s := &Store{
-		home: filepath.Clean(o.Home), opts: o, log: o.Log, client: cmp.Or(o.HTTP, egress.NewClient(egress.Options{})), timing: defaultTiming,
+		home: filepath.Clean(o.Home), opts: o, log: o.Log, client: withTokens(cmp.Or(o.HTTP, egress.NewClient(egress.Options{}))), timing: defaultTiming,
 		at: func(string) {}, free: folder.Free, now: time.Now, maxQuarantine: defaultMaxQuarantine,
 	}
 	if err := folder.Make(s.home, "blobs/sha256", "partial", "quarantine", "catalog/models", "catalog/engines", "views", "engines"); err != nil {
