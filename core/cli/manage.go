@@ -19,6 +19,7 @@ import (
 	"github.com/apiary-dev/apiary/core/process"
 	"github.com/apiary-dev/apiary/core/secret"
 	"github.com/apiary-dev/apiary/vendors/huggingface"
+	"github.com/apiary-dev/apiary/vendors/ollama"
 )
 
 func (a *app) hiveCommand() *cobra.Command {
@@ -88,7 +89,7 @@ func (a *app) credentialCommand() *cobra.Command {
 			_, err = fmt.Fprintf(a.err, "Stored credential %s; it is sent to %s only.\n", args[0], strings.Join(hosts, ", "))
 			return err
 		}}
-	set.Flags().StringSliceVar(&hosts, "host", nil, "`host` that may be sent the credential (repeatable; default for huggingface: its endpoint)")
+	set.Flags().StringSliceVar(&hosts, "host", nil, "`host` that may be sent the credential (repeatable; default for huggingface and ollama: their own)")
 	list := &cobra.Command{Use: "list", Short: "List the stored credentials, without their values", Args: argCount(0, 0, ""),
 		RunE: func(*cobra.Command, []string) error {
 			store, err := a.credentials()
@@ -133,14 +134,18 @@ func (a *app) credentialCommand() *cobra.Command {
 // usualHosts are the hosts that a credential of that name is for: those of a vendor that has one place, which the configuration
 // says.
 func (a *app) usualHosts(name string) ([]string, error) {
-	if name != huggingface.Credential {
+	if name != huggingface.Credential && name != ollama.Scheme {
 		return nil, nil
 	}
 	cfg, err := a.loadConfig()
 	if err != nil {
 		return nil, err
 	}
-	u, err := url.Parse(cmp.Or(cfg.Vendor(config.VendorHub).Endpoint, huggingface.DefaultEndpoint))
+	at := cmp.Or(cfg.Vendor(config.VendorHub).Endpoint, huggingface.DefaultEndpoint)
+	if name == ollama.Scheme {
+		at = cmp.Or(cfg.Vendor(config.VendorOllama).Registry, ollama.DefaultRegistry)
+	}
+	u, err := url.Parse(at)
 	if err != nil {
 		return nil, err
 	}

@@ -181,10 +181,16 @@ type Vendor struct {
 	Credential secret.Secret     // goes to the host of Endpoint only; "": none
 	Offline    bool              // nothing is asked
 	From       map[string]string // by option: the environment variable that its value comes from
+	// Registry is the URL of the registry of the vendors pypi and ollama; "": the one that pip is configured with, and Ollama's.
+	Registry string
 }
 
-// VendorHub is the name of the vendor of hf: references.
-const VendorHub = "huggingface"
+// Names of vendors that have settings.
+const (
+	VendorHub    = "huggingface" // of hf: references
+	VendorPyPI   = "pypi"
+	VendorOllama = "ollama"
+)
 
 // Provisioners holds the blocks provisioner "NAME".
 type Provisioners struct {

@@ -101,7 +101,8 @@ func TestFullConfiguration(t *testing.T) {
 	want.Hive.OrphanTTL, want.Hive.Reserve.Disk = 0, 0
 	want.Hive.Mirrors = []string{"http://10.0.0.5:9000"}
 	want.Vendors = []Vendor{
-		{Name: "local"}, {Name: "huggingface", Enabled: true, Endpoint: "http://10.0.0.5:9001/hf", Credential: "canary-token"}, {Name: "builtin", Enabled: true}, {Name: "url", Enabled: true},
+		{Name: "local"}, {Name: "huggingface", Enabled: true, Endpoint: "http://10.0.0.5:9001/hf", Credential: "canary-token"},
+		{Name: "ollama", Enabled: true, Registry: "http://10.0.0.5:5000"}, {Name: "pypi", Enabled: true, Registry: "https://pypi.example.org/simple"}, {Name: "builtin", Enabled: true}, {Name: "url", Enabled: true},
 	}
 	want.Provisioner.NPM.Registry = "http://127.0.0.1:4873"
 	want.Workers = []Worker{

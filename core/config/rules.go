@@ -98,6 +98,15 @@ func checkRegistry(s string) error {
 	return nil
 }
 
+// checkHostURL wants scheme and host alone.
+func checkHostURL(s string) error {
+	u, err := url.Parse(s)
+	if err != nil || checkRegistry(s) != nil || strings.Trim(u.Path, "/") != "" {
+		return errors.New("the URL of this registry is http or https and a host, and nothing more, for example \"https://ollama.example.org\"")
+	}
+	return nil
+}
+
 // checkEndpoint is the same for the URL of a hub.
 func checkEndpoint(s string) error {
 	if checkRegistry(s) != nil {

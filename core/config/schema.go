@@ -132,6 +132,12 @@ func vendorSchema(v *Vendor) *block {
 			boolean("offline", &v.Offline),
 		)
 	}
+	switch v.Name {
+	case VendorPyPI:
+		b.options = append(b.options, text("registry", `A URL is needed, for example "https://pypi.example.org/simple".`, &v.Registry, checkRegistry))
+	case VendorOllama:
+		b.options = append(b.options, text("registry", `A URL is needed, for example "https://ollama.example.org".`, &v.Registry, checkHostURL))
+	}
 	return b
 }
 
@@ -203,7 +209,7 @@ func workerGroup(c *Config) *group {
 
 func modelSchema(m *Model) *block {
 	return &block{name: "model", label: m.Name, options: []option{
-		text("source", `A reference to a model is needed, for example "builtin:stories260k".`, &m.Source, checkScheme("model", "builtin", "file", "hf", "https", "http", "url", "echo")),
+		text("source", `A reference to a model is needed, for example "builtin:stories260k".`, &m.Source, checkScheme("model", "builtin", "file", "hf", "pypi", "ollama", "https", "http", "url", "echo")),
 		list("aliases", `A list of names is needed, for example ["gpt-4o-mini"].`, &m.Aliases, checkAlias),
 	}}
 }

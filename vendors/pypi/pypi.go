@@ -29,6 +29,11 @@ const modelPattern = "*.gguf"
 // maxListed bounds how many versions an error lists.
 const maxListed = 8
 
+// Settings are the settings of the vendor.
+type Settings struct {
+	Registry string `json:"registry"` // URL of the simple index
+}
+
 // Vendor resolves pypi:NAME.
 type Vendor struct {
 	registry *url.URL // of the simple index, without a slash at the end; nil: not configured
@@ -59,9 +64,7 @@ func (v *Vendor) Schema() vendor.Schema {
 
 // Configure implements vendor.Configurable.
 func (v *Vendor) Configure(_ context.Context, c vendor.Configuration) error {
-	var values struct {
-		Registry string `json:"registry"`
-	}
+	var values Settings
 	bad := func(why string) error {
 		return &vendor.Error{Kind: vendor.KindInvalid, Code: "invalid_registry", Param: "registry", Message: "The registry of the vendor pypi is not an address that can be used: " + why + "; write for example https://pypi.example.org/simple."}
 	}

@@ -36,6 +36,14 @@ vendor "huggingface" {
   credential = file("token")
 }
 
+vendor "ollama" {
+  registry = "http://10.0.0.5:5000"
+}
+
+vendor "pypi" {
+  registry = "https://pypi.example.org/simple"
+}
+
 provisioner "npm" {
   registry = "http://127.0.0.1:4873"
 }
