@@ -35,10 +35,12 @@ func TestScripts(t *testing.T) {
 				return engineDir() != "", nil
 			case "npm":
 				return npmWorks(), nil
+			case "pip":
+				return pipWorks(), nil
 			}
 			return false, fmt.Errorf("unknown condition %q", name)
 		},
-		Cmds: merged(hubCommands(), map[string]func(*testscript.TestScript, bool, []string){
+		Cmds: merged(merged(hubCommands(), registryCommands()), map[string]func(*testscript.TestScript, bool, []string){
 			"apiary": scriptApiary, "http": scriptHTTP, "listen": scriptListen, "truncated": scriptTruncated,
 			"waitready": scriptWaitReady, "waitworkers": scriptWaitWorkers, "samefield": scriptSameField, "newaddress": scriptNewAddress,
 		}),
@@ -69,7 +71,7 @@ func setupScript(e *testscript.Env) error {
 	e.Setenv("ENGINE", engineDir())
 	e.Setenv("MODEL", model)
 	e.Values[hubKey{}] = &scriptHubs{}
-	for _, name := range []string{"NPM_CONFIG_REGISTRY", "npm_config_registry", "NPM_CONFIG_USERCONFIG", "SSL_CERT_FILE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"} {
+	for _, name := range []string{"NPM_CONFIG_REGISTRY", "npm_config_registry", "NPM_CONFIG_USERCONFIG", "PIP_INDEX_URL", "PIP_CONFIG_FILE", "VIRTUAL_ENV", "SSL_CERT_FILE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"} {
 		if v, ok := os.LookupEnv(name); ok {
 			e.Setenv(name, v)
 		}
