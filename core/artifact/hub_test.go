@@ -227,9 +227,9 @@ func TestHubPieces(t *testing.T) {
 		want   string
 		sent   int
 	}{
-		"ranges":    {want: "bytes=0-99999 bytes=100000-199999 bytes=200000-", sent: len(body)},
+		"ranges":    {want: "bytes=0-99999 bytes=100000-199999 bytes=200000-250191", sent: len(body)},
 		"no ranges": {faults: fakehub.Faults{NoRanges: true}, want: "", sent: len(body)}, // the fake forgets what was asked
-		"cut":       {faults: fakehub.Faults{CutAfter: 80_000}, want: "bytes=0-99999 bytes=80000-179999 bytes=160000- bytes=240000-", sent: len(body)},
+		"cut":       {faults: fakehub.Faults{CutAfter: 80_000}, want: "bytes=0-99999 bytes=80000-179999 bytes=160000-250191 bytes=240000-250191", sent: len(body)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
