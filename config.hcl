@@ -306,7 +306,8 @@ worker "echo" {
 # }
 #
 # credential "npm" {
-#   # The secret. Text, not empty; an unset variable leaves the credential out. Required. `apiary credential set` is the other way.
+#   # The secret. Text, not empty; it is sent as a bearer token, or as it is where it begins with "Basic ". An unset variable leaves the
+#   # credential out. Required. `apiary credential set` is the other way.
 #   value = env("NPM_TOKEN")
 #
 #   # Where it may be sent to, and nowhere else. List of hosts, "HOST" or "HOST:PORT". Required.
