@@ -171,7 +171,7 @@ func TestProcessThatIsGone(t *testing.T) {
 func TestReplacedWorkerIsBack(t *testing.T) {
 	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
 	ms := time.Millisecond
-	a := startQueen(t, Options{Registry: registry.Params{Stale: 500 * ms, Suspect: 600 * ms, Down: 700 * ms, Lost: 800 * ms, Grace: ms}}, h)
+	a := startQueen(t, Options{Registry: registry.Params{Stale: 1500 * ms, Suspect: 1600 * ms, Down: 1700 * ms, Lost: 1800 * ms, Grace: ms}}, h)
 	a.until("the first worker serves", func() bool { a.Demand(modelRef); return len(a.serving(modelID)) == 1 })
 	old := h.workers()[0]
 	old.beatTo()
