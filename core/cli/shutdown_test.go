@@ -89,7 +89,7 @@ func TestDeleteWhileStreaming(t *testing.T) {
 		"finishes":                {`kill { term = "1s" }`, "60", false, nil, "[DONE]", 20 * time.Second},
 		"of another queen":        {`kill { term = "1s" }`, "60", true, nil, "[DONE]", 20 * time.Second},
 		"longer than it may take": {`drain = "11s"`, "6000", false, nil, `"code":"draining"`, 40 * time.Second},
-		"forced":                  {`kill { term = "1s" }`, "6000", false, []string{"--force"}, `"code":"worker_lost"`, 20 * time.Second},
+		"forced":                  {`kill { term = "30s" }`, "6000", false, []string{"--force"}, `was deleted while it answered; send the request again.","type":"server_error","code":"worker_lost"`, 6 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -145,6 +145,7 @@ type WorkerDelete struct {
 	Operation string    `json:"operation"`
 	WorkerID  string    `json:"worker_id"`
 	Identity  *Identity `json:"identity,omitempty"`
+	Force     bool      `json:"force,omitempty"` // do not wait for the worker's requests
 }
 
 // WorkerDeleted is the result of WorkerDelete.
@@ -159,7 +160,7 @@ type WorkerRef struct {
 	WorkerID  string `json:"worker_id"`
 	HiveID    string `json:"hive_id,omitempty"` // WorkerLogs: where, for a worker that is gone
 	Lines     int    `json:"lines,omitempty"`   // WorkerLogs: last lines, default 100, at most 10,000
-	Force     bool   `json:"force,omitempty"`   // WorkerDelete, queen only: do not wait for the worker's requests
+	Force     bool   `json:"force,omitempty"`   // WorkerDelete: do not wait for the worker's requests
 }
 
 // WorkerLogLines is the result of WorkerLogs.

@@ -182,6 +182,7 @@ type directory struct {
 	targets  map[string][]string
 	seq      uint64
 	paused   bool // failures are recorded and not acted on
+	deleted  map[string]bool
 }
 
 func newDirectory() *directory {
@@ -220,6 +221,12 @@ func (d *directory) Snapshot() *registry.Snapshot {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.snap
+}
+
+func (d *directory) Deleted(id string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.deleted[id]
 }
 
 func (d *directory) Changed() <-chan struct{} {

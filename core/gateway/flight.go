@@ -427,6 +427,11 @@ func errWorkerLost(cause error) error {
 	return &fault.Error{Kind: fault.Unavailable, Code: "worker_lost", Message: "worker lost", Status: http.StatusBadGateway, Err: cause}
 }
 
+func errDeleted(id string, cause error) error {
+	return &fault.Error{Kind: fault.Unavailable, Code: "worker_lost", Status: http.StatusBadGateway, Err: cause,
+		Message: "The worker " + id + " was deleted while it answered; send the request again."}
+}
+
 func errBadAnswer(cause error) error {
 	return &fault.Error{Kind: fault.Unavailable, Code: "worker_error", Status: http.StatusBadGateway, Err: cause,
 		Message: "The worker's answer was not valid and is not passed on; try again, or look at the worker's log."}

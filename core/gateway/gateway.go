@@ -35,6 +35,8 @@ type Directory interface {
 	Demand(name string) registry.Demand
 	// Models lists the models by the names they answer to.
 	Models() []contract.ModelView
+	// Deleted reports whether a worker was ended on purpose a short while ago, or is just being ended.
+	Deleted(workerID string) bool
 	// ReportFailure and ReportSuccess say how a request to a worker went.
 	ReportFailure(workerID string, kind registry.FailureKind)
 	ReportSuccess(workerID string)

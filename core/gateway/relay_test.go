@@ -133,6 +133,27 @@ func TestWorkerDiesMidStream(t *testing.T) {
 	h.idle("w1")
 }
 
+// A worker that somebody ended is not called lost, and its requests did not kill it: they may be sent again.
+func TestWorkerDeletedMidStream(t *testing.T) {
+	h := newHub(t, gateway.Limits{})
+	h.deleted = map[string]bool{"w1": true, "w2": true, "w3": true}
+	for _, id := range []string{"w1", "w2", "w3"} {
+		var w *stub
+		w = newStub(t, id, func(c *stubConn, r request) bool {
+			c.say(sseHead + chunked(chunk))
+			_ = w.ln.Close()
+			return false
+		})
+		h.add(w, 1)
+		res, b := h.chat(true)
+		want := strings.Replace(lostEvent(res.Header.Get(contract.RequestIDHeader)), "worker lost", "The worker "+id+" was deleted while it answered; send the request again.", 1)
+		if res.StatusCode != 200 || b != chunk+want {
+			t.Errorf("%d %q", res.StatusCode, b)
+		}
+		h.idle(id)
+	}
+}
+
 func TestWorkerDiesBeforeAnswer(t *testing.T) {
 	for _, said := range []string{"", "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"} {
 		h := newHub(t, gateway.Limits{})

@@ -240,6 +240,9 @@ func (f *flight) lost(cause error) error {
 	if f.ctx.Err() != nil {
 		return errClientGone(cause)
 	}
+	if f.g.dir.Deleted(f.backend.id) {
+		return errDeleted(f.backend.id, cause) // neither its failure nor this request's
+	}
 	ctx, cancel := context.WithTimeout(f.ctx, f.g.limits.Dial)
 	defer cancel()
 	c, err := f.g.dial(ctx, "tcp", f.backend.addr)

@@ -3,12 +3,16 @@ package hive
 import (
 	"context"
 	"strings"
+	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/job"
 	"github.com/apiary-dev/apiary/core/process"
 )
+
+// forcedTerm is how long a worker that is ended by force has from SIGTERM to SIGKILL: enough to say goodbye to its queens.
+const forcedTerm = 500 * time.Millisecond
 
 // delete ends the worker that the identity names, with its whole process group.
 func (h *Hive) delete(ctx context.Context, n *job.Narrator, op contract.WorkerDelete) (contract.WorkerDeleted, error) {
@@ -18,7 +22,11 @@ func (h *Hive) delete(ctx context.Context, n *job.Narrator, op contract.WorkerDe
 	if err != nil {
 		return contract.WorkerDeleted{}, err
 	}
-	outcome, err := process.Kill(ctx, *op.Identity, h.opts.Kill)
+	bounds := h.opts.Kill
+	if op.Force && (bounds.Term == 0 || bounds.Term > forcedTerm) {
+		bounds.Term = forcedTerm
+	}
+	outcome, err := process.Kill(ctx, *op.Identity, bounds)
 	if fault.KindOf(err) == fault.Unavailable && fault.As(err).Code == process.CodeUnkillable {
 		for _, e := range running {
 			if e.Identity == *op.Identity {

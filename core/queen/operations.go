@@ -183,9 +183,11 @@ func (q *Queen) deleteWorker(ctx context.Context, n *job.Narrator, id string, fo
 			return none, err
 		}
 	}
+	q.noteDeleted(id, true)
 	n.Info("kill", "ending worker %s (pid %d) on %s", id, identity.PID, h.Beat.Name)
-	out, err := forward[contract.WorkerDeleted](ctx, l, contract.WorkerDelete{Operation: contract.OpWorkerDelete, WorkerID: id, Identity: &identity}, n.Forward)
+	out, err := forward[contract.WorkerDeleted](ctx, l, contract.WorkerDelete{Operation: contract.OpWorkerDelete, WorkerID: id, Identity: &identity, Force: force}, n.Forward)
 	if err != nil {
+		q.noteDeleted(id, false)
 		if fault.As(err).Code == contract.ConditionUnkillable {
 			q.step(registry.Unkillable{WorkerID: id})
 		} else {
@@ -195,6 +197,31 @@ func (q *Queen) deleteWorker(ctx context.Context, n *job.Narrator, id string, fo
 	}
 	q.step(registry.Deleted{WorkerID: id})
 	return out, nil
+}
+
+// deletedKept is how long a worker's deletion explains the end of its connections.
+const deletedKept = time.Minute
+
+func (q *Queen) noteDeleted(id string, on bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := q.now()
+	for other, at := range q.deleted {
+		if now-at > deletedKept {
+			delete(q.deleted, other)
+		}
+	}
+	if delete(q.deleted, id); on {
+		q.deleted[id] = now
+	}
+}
+
+// Deleted reports whether a worker was ended on purpose within the last minute, or is just being ended.
+func (q *Queen) Deleted(id string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	at, ok := q.deleted[id]
+	return ok && q.now()-at <= deletedKept
 }
 
 // endSurplus deletes a worker as a person would, so that its story can be followed.

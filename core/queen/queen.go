@@ -93,6 +93,7 @@ type Queen struct {
 	own       map[string]bool                        // ids of workers that were begun while this queen was young
 	lastGen   int64
 	verifying map[string]time.Duration // workers whose process was looked for, and when
+	deleted   map[string]time.Duration // workers that are or were ended on purpose, and since when
 	stopped   bool
 
 	demands demands
@@ -122,7 +123,8 @@ func New(o Options) (*Queen, error) {
 	}
 	q := &Queen{o: o, log: o.Log, start: time.Now(), changed: make(chan struct{}),
 		machine: registry.New(o.Registry, 0), exits: map[string]contract.WorkerExit{},
-		recipes: map[registry.Slot]contract.WorkerSpawn{}, slots: map[string]registry.Slot{}, keys: map[string]pendingKey{}, own: map[string]bool{}, verifying: map[string]time.Duration{}}
+		recipes: map[registry.Slot]contract.WorkerSpawn{}, slots: map[string]registry.Slot{}, keys: map[string]pendingKey{}, own: map[string]bool{}, verifying: map[string]time.Duration{},
+		deleted: map[string]time.Duration{}}
 	q.demands.all = map[string]*demand{}
 	q.background, q.stop = context.WithCancel(context.Background())
 	q.jobs = job.New(job.Options{NodeID: o.NodeID, Log: o.Log, Ended: func(j contract.Job) {
