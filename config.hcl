@@ -276,10 +276,10 @@ worker "llama" {
   # Context length. Tokens; 0: what fits, up to the model's. Default: 0.
   context = 0
 
-  # Requests that a worker serves at once. Number; 0: the worker decides. Default: 0.
+  # Requests that a worker serves at once. Number up to 240; 0: the worker decides. Default: 0.
   slots = 0
 
-  # Processor threads. Number; 0: the free cores. Default: 0.
+  # Processor threads. Number up to the cores of the machine; 0: the free cores. Default: 0.
   threads = 0
 
   # More environment variables for the worker. Object of texts. Default: none.

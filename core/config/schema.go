@@ -185,7 +185,7 @@ func workerSchema(w *Worker) *block {
 		text("source", fmt.Sprintf("A reference to an engine is needed, for example %q.", defaultEngine), &w.Source, checkScheme("engine", "npm", "path")),
 		list("devices", `A list of devices is needed, for example ["cuda0"].`, &w.Devices, checkDevice),
 		whole("context", "tokens", 8192, &w.Context, 0, 1<<24),
-		whole("slots", "slots", 4, &w.Slots, 0, 1024),
+		whole("slots", "slots", 4, &w.Slots, 0, contract.MaxSlots),
 		whole("threads", "threads", 8, &w.Threads, 0, 4096),
 		textMap("env", `An object of texts is needed, for example { LANG = "C.UTF-8" }.`, &w.Env, checkEnv),
 		ordered("args", `A list of arguments is needed, for example ["--verbose"].`, &w.Args, checkArg),

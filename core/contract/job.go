@@ -121,8 +121,8 @@ type WorkerSpawn struct {
 	Worker     WorkerKind        `json:"worker"`
 	Devices    []string          `json:"devices,omitempty"` // default: cpu0
 	Context    int               `json:"context,omitempty"` // tokens; default: what fits, up to the model's
-	Slots      int               `json:"slots,omitempty"`
-	Threads    int               `json:"threads,omitempty"` // default: free cores
+	Slots      int               `json:"slots,omitempty"`   // at most MaxSlots; default: the engine decides
+	Threads    int               `json:"threads,omitempty"` // at most the hive's cores; default: the free ones
 	Env        map[string]string `json:"env,omitempty"`
 	Args       []string          `json:"args,omitempty"` // extra arguments, after ours
 	SpawnKey   string            `json:"spawn_key,omitempty"`
@@ -130,6 +130,10 @@ type WorkerSpawn struct {
 	QueenURLs  []string          `json:"queen_urls,omitempty"`
 	Wait       bool              `json:"wait,omitempty"` // queen only: the job ends when the worker is Ready
 }
+
+// MaxSlots is the number of requests that a worker may be asked to run at once: as many as llama.cpp can tell apart, beside the
+// prefixes that the native worker keeps.
+const MaxSlots = 240
 
 // WorkerSpawned is the result of WorkerSpawn.
 type WorkerSpawned struct {

@@ -121,6 +121,21 @@ func usableCores() int {
 // process. It is cheap.
 func Memory() (total, free contract.Bytes, err error) { return memory() }
 
+// CheckThreads refuses more threads than the processor in have, which is what the machine of that name has, has cores: they would
+// only wait for each other. The error is a fault.Invalid that names the number of cores.
+func CheckThreads(machine string, have []contract.Device, threads int) error {
+	i := slices.IndexFunc(have, func(d contract.Device) bool { return d.Kind == "cpu" && d.Cores > 0 })
+	if i < 0 || threads <= have[i].Cores {
+		return nil
+	}
+	cores := fmt.Sprintf("%d cores", have[i].Cores)
+	if have[i].Cores == 1 {
+		cores = "1 core"
+	}
+	return fault.New(fault.Invalid, "too_many_threads", "The machine %s has %s, and a worker can have as many threads; %d were asked for. Leave the threads out for the cores that are free.",
+		machine, cores, threads).WithParam("threads")
+}
+
 // Runs returns the devices on which an engine with this list runs models: its own and the processor. An engine without a list
 // has said nothing, so all of the system count.
 func Runs(system, engine []contract.Device) []contract.Device {

@@ -54,6 +54,13 @@ func (h *Hive) spawn(ctx context.Context, n *job.Narrator, spec contract.WorkerS
 	if err := h.checkDevices(ctx, spec); err != nil {
 		return none, err
 	}
+	system, err := h.devices.newest(ctx, deviceEvery)
+	if err != nil {
+		return none, err
+	}
+	if err := device.CheckThreads(h.opts.Name, system, spec.Threads); err != nil {
+		return none, err
+	}
 	modelPath, err := h.modelPath(ctx, n, spec)
 	if err != nil {
 		return none, err

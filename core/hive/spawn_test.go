@@ -1,6 +1,7 @@
 package hive
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -165,6 +166,7 @@ func TestArguments(t *testing.T) {
 		"devices: option":      func(s *contract.WorkerSpawn) { s.Devices = []string{"--x"} },
 		"devices: two":         func(s *contract.WorkerSpawn) { s.Devices = []string{"cpu0,cuda0"} },
 		"context: negative":    func(s *contract.WorkerSpawn) { s.Context = -1 },
+		"slots: many":          func(s *contract.WorkerSpawn) { s.Slots = contract.MaxSlots + 1 },
 		"threads: many":        func(s *contract.WorkerSpawn) { s.Threads = 1 << 30 },
 		"generation: negative": func(s *contract.WorkerSpawn) { s.Generation = -1 },
 		"queen_urls: option":   func(s *contract.WorkerSpawn) { s.QueenURLs = []string{"--x"} },
@@ -369,6 +371,27 @@ func TestDeviceThatDoesNotExist(t *testing.T) {
 	a.spawn(spec)
 	refused("cuda0", "npm:x@1", "cpu0 and vulkan0")
 	refused("vulkan1", "npm:x@1", "cpu0 and vulkan0")
+}
+
+// TestMoreThreadsThanCores: they are refused with the number of cores, before anything is fetched.
+func TestMoreThreadsThanCores(t *testing.T) {
+	t.Parallel()
+	a := serve(t, func(o *Options) {
+		o.Devices = func(context.Context) ([]contract.Device, error) {
+			return []contract.Device{{ID: "cpu0", Kind: "cpu", Name: "CPU", Cores: 2, Source: "system"}}, nil
+		}
+	})
+	spec := recorderSpawn("w-1")
+	spec.Threads = 3
+	_, err := do[contract.WorkerSpawned](a, spec, "")
+	if fault.KindOf(err) != fault.Invalid || err.Code != "too_many_threads" || !strings.Contains(err.Message, "has 2 cores") {
+		t.Errorf("%v", err)
+	}
+	if m, _ := a.hive.opts.Artifacts.Models(); len(m) != 0 {
+		t.Error("a model was fetched for a worker that cannot be")
+	}
+	spec.Threads = 2
+	a.spawn(spec)
 }
 
 func TestModelAndAdapterMustFit(t *testing.T) {

@@ -19,7 +19,6 @@ const (
 	maxQueens   = 16
 	maxDevices  = 16
 	maxContext  = 1 << 24
-	maxSlots    = 1024
 	maxThreads  = 1024
 	maxKey      = 512
 	maxLogLines = 10_000
@@ -86,7 +85,7 @@ func checkSpawn(p patterns, s contract.WorkerSpawn) error {
 	for _, n := range []struct {
 		param    string
 		is, most int
-	}{{"context", s.Context, maxContext}, {"slots", s.Slots, maxSlots}, {"threads", s.Threads, maxThreads}} {
+	}{{"context", s.Context, maxContext}, {"slots", s.Slots, contract.MaxSlots}, {"threads", s.Threads, maxThreads}} {
 		if n.is < 0 || n.is > n.most {
 			return invalid(n.param, "The value %d of %s is not allowed; it must be between 0 and %d.", n.is, n.param, n.most)
 		}

@@ -130,7 +130,7 @@ func (h *fakeHive) inventory() contract.Inventory {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return contract.Inventory{HiveID: h.id, Digest: fmt.Sprintf("d%d-%d", len(h.models), len(h.engines)), Models: slices.Clone(h.models),
-		Engines: slices.Clone(h.engines), Devices: []contract.Device{{ID: "cpu0", Kind: "cpu", Name: "CPU", Source: "system"}}}
+		Engines: slices.Clone(h.engines), Devices: []contract.Device{{ID: "cpu0", Kind: "cpu", Name: "CPU", Cores: 2, Source: "system"}}}
 }
 
 func (h *fakeHive) serveBeat(w http.ResponseWriter, _ *http.Request) {

@@ -111,6 +111,9 @@ func check(op string, ref contract.ArtifactRef, worker contract.WorkerRef, spawn
 		if spawn.Context < 0 || spawn.Slots < 0 || spawn.Threads < 0 {
 			return fault.New(fault.Invalid, "invalid_number", "Context, slots and threads must not be negative.").WithParam("context")
 		}
+		if spawn.Slots > contract.MaxSlots {
+			return fault.New(fault.Invalid, "invalid_slots", "A worker can have at most %d slots, and %d were asked for.", contract.MaxSlots, spawn.Slots).WithParam("slots")
+		}
 	case contract.OpHiveGet:
 		if ref.HiveID == "" {
 			return missing("hive_id")

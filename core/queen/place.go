@@ -1,6 +1,7 @@
 package queen
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -37,7 +38,7 @@ func (r *spawning) choose(ctx context.Context) error {
 	if r.kind, err = r.chooseKind(ref); err != nil {
 		return err
 	}
-	if err := r.checkDevices(ref); err != nil {
+	if err := r.checkMachines(ref); err != nil {
 		return err
 	}
 	if missing {
@@ -95,14 +96,12 @@ func fits(k contract.WorkerKind, modelID string) error {
 	return nil
 }
 
-// checkDevices refuses devices that none of the hives has on which the worker may come to run. The hive looks again.
-func (r *spawning) checkDevices(modelID string) error {
-	want := r.spec.Devices
+// checkMachines refuses devices and threads that none of the hives has on which the worker may come to run. The hive looks again.
+func (r *spawning) checkMachines(modelID string) error {
+	def := r.q.o.Defaults[r.kind.Name]
+	want, threads := r.spec.Devices, cmp.Or(r.spec.Threads, def.Threads)
 	if len(want) == 0 {
-		want = r.q.o.Defaults[r.kind.Name].Devices
-	}
-	if len(want) == 0 {
-		return nil
+		want = def.Devices
 	}
 	var holders []string
 	if e := r.q.dir.Load().model(modelID); e != nil {
@@ -118,7 +117,11 @@ func (r *spawning) checkDevices(modelID string) error {
 		if e := engineOn(h, r.kind.Source); e != nil {
 			have, open = device.Runs(have, e.Devices), false
 		}
-		if refused = device.Check(h.Beat.Name, have, want, open); refused == nil {
+		refused = device.Check(h.Beat.Name, have, want, open)
+		if refused == nil {
+			refused = device.CheckThreads(h.Beat.Name, h.Inventory.Devices, threads)
+		}
+		if refused == nil {
 			return nil
 		}
 	}

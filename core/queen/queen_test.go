@@ -200,7 +200,7 @@ func TestSpawnUnderATakenID(t *testing.T) {
 // TestSpawnThatCannotBe: what does not fit together is refused before anything is fetched, in a sentence that says what would.
 func TestSpawnThatCannotBe(t *testing.T) {
 	h := newFakeHive(t, "h1")
-	a := startQueen(t, Options{Defaults: map[string]contract.WorkerSpawn{"echo": {}}}, h)
+	a := startQueen(t, Options{Defaults: map[string]contract.WorkerSpawn{"echo": {Threads: 4}}}, h)
 	a.until("ready", a.settled)
 	for _, c := range []struct {
 		op   contract.WorkerSpawn
@@ -211,6 +211,8 @@ func TestSpawnThatCannotBe(t *testing.T) {
 		{contract.WorkerSpawn{Model: modelRef, Devices: []string{"cpu99"}}, fault.NotFound, "device_not_found", []string{`"cpu99"`, "has cpu0;"}},
 		{contract.WorkerSpawn{Model: modelRef, Devices: []string{"cpu0", "cuda0"}}, fault.NotFound, "device_not_found", []string{`"cuda0"`, "has cpu0;"}},
 		{contract.WorkerSpawn{Model: "echo:a", Devices: []string{"cuda0"}, HiveID: "h1"}, fault.NotFound, "device_not_found", []string{`"cuda0"`}},
+		{contract.WorkerSpawn{Model: modelRef, Threads: 3}, fault.Invalid, "too_many_threads", []string{"h1-name has 2 cores", "3 were asked for"}},
+		{contract.WorkerSpawn{Model: "echo:a"}, fault.Invalid, "too_many_threads", []string{"has 2 cores", "4 were asked for"}},
 		{contract.WorkerSpawn{Model: modelRef, Worker: contract.WorkerKind{Name: "echo"}}, fault.Invalid, "model_and_worker", []string{"builtin:stories260k", `"echo"`, "echo:"}},
 		{contract.WorkerSpawn{Model: "echo:a", Worker: contract.WorkerKind{Name: "llama"}}, fault.Invalid, "model_and_worker", []string{"echo:a", `"llama"`}},
 	} {
