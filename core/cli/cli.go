@@ -135,7 +135,8 @@ func hold(c *cobra.Command) {
 // unknownCommand says that c has no command called name, and which may have been meant.
 func unknownCommand(c *cobra.Command, name string) error {
 	hint := ""
-	for distance := 1; distance <= 2 && hint == ""; distance++ {
+	// Of a short word two letters are most of it.
+	for distance := 1; distance <= min(2, len(name)/2-1) && hint == ""; distance++ {
 		c.SuggestionsMinimumDistance = distance
 		near := c.SuggestionsFor(name)
 		if len(near) > 0 {

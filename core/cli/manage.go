@@ -16,6 +16,7 @@ import (
 	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/httpd"
 	"github.com/apiary-dev/apiary/core/process"
 	"github.com/apiary-dev/apiary/core/secret"
 	"github.com/apiary-dev/apiary/vendors/huggingface"
@@ -192,13 +193,22 @@ func (a *app) configCommand() *cobra.Command {
 			}
 			cfg, err := a.loadConfig()
 			if diags, ok := errors.AsType[config.Diagnostics](err); ok && a.json {
-				return errors.Join(a.printJSON(map[string]any{"valid": false, "diagnostics": diags}), err)
+				if err := a.printJSON(map[string]any{"valid": false, "diagnostics": diags}); err != nil {
+					return err
+				}
+				e := fault.As(err)
+				summary, _, _ := strings.Cut(e.Message, "\n")
+				return fault.New(e.Kind, e.Code, "%s", summary) // the mistakes are told already
 			}
 			if err != nil {
 				return err
 			}
+			warnings := openBinds(cfg)
 			if a.json {
-				return a.printJSON(map[string]any{"valid": true, "path": cfg.Path})
+				return a.printJSON(validView{Valid: true, Path: cfg.Path, Warnings: warnings})
+			}
+			for _, w := range warnings {
+				_, _ = fmt.Fprintln(a.err, "Warning: "+w)
 			}
 			name := cfg.Path
 			if name == "" {
@@ -222,6 +232,28 @@ func (a *app) configCommand() *cobra.Command {
 			return cfg.Show(a.out)
 		}}
 	return a.holder("config", "Check and show the configuration", validate, show)
+}
+
+// validView is what `config validate` says of a file without mistakes.
+type validView struct {
+	Valid    bool     `json:"valid"`
+	Path     string   `json:"path"`
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// openBinds says which addresses of a configuration an agent takes only with --insecure-i-know.
+func openBinds(cfg *config.Config) (warnings []string) {
+	for _, l := range []struct{ role, addr, setting string }{
+		{config.RoleQueen, cfg.Queen.Listen, "queen.listen"}, {config.RoleHive, cfg.Hive.Listen, "hive.listen"},
+	} {
+		if !cfg.Agent.Has(l.role) {
+			continue
+		}
+		if err := httpd.CheckBind(l.addr, false, l.setting); err != nil {
+			warnings = append(warnings, fault.As(err).Message)
+		}
+	}
+	return warnings
 }
 
 // defaultEngine is the engine of the first native worker block.

@@ -86,7 +86,10 @@ func failure(err error) failureBody {
 	b := failureBody{ExitCode: fault.ExitCode(err)}
 	b.Error.Error = fault.Wire(err, "")
 	b.Error.Message = fault.As(err).Message // this is the caller's own terminal: nothing to hide
-	b.Error.Diagnostics, _ = errors.AsType[config.Diagnostics](err)
+	if diags, ok := errors.AsType[config.Diagnostics](err); ok {
+		b.Error.Message, _, _ = strings.Cut(b.Error.Message, "\n")
+		b.Error.Diagnostics = diags
+	}
 	return b
 }
 

@@ -4,20 +4,25 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/agent"
 	"github.com/apiary-dev/apiary/core/client"
+	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/core/secret"
 )
 
@@ -44,7 +49,9 @@ func (a *app) target() (target, error) {
 	}
 	t := target{home: home, given: cmp.Or(a.addr, a.getenv("APIARY_ADDR"))}
 	if t.given != "" {
-		t.base, err = baseURL(t.given)
+		if t.base, err = baseURL(t.given); err == nil && strings.HasSuffix(t.base, ":0") {
+			err = badAddress(t.given) // to listen on, but not to talk to
+		}
 		return t, err
 	}
 	r, err := agent.ReadRunFile(home)
@@ -71,6 +78,15 @@ func (a *app) target() (target, error) {
 // not keep anybody from stopping an agent.
 func (a *app) home() (string, error) {
 	if h := a.getenv("APIARY_HOME"); h != "" {
+		if a.configPath != "" {
+			// Not needed, but who named a file wants to hear that it is not there.
+			if _, err := os.Stat(a.configPath); errors.Is(err, fs.ErrNotExist) {
+				return "", config.Missing(a.configPath)
+			}
+		}
+		if err := folder.CheckHome(h); err != nil {
+			return "", err
+		}
 		return absolute(h)
 	}
 	cfg, err := a.loadConfig()
@@ -80,14 +96,21 @@ func (a *app) home() (string, error) {
 	return cfg.Home, nil
 }
 
+func badAddress(addr string) error {
+	return fault.New(fault.Invalid, "bad_address", "%q is not the address of an agent; write host:port or a URL, for example %s.", addr, defaultAddress)
+}
+
 // baseURL reads host:port or a URL. An address that means every interface is called at loopback.
 func baseURL(addr string) (string, error) {
-	bad := fault.New(fault.Invalid, "bad_address", "%q is not the address of an agent; write host:port or a URL, for example %s.", addr, defaultAddress)
+	bad := badAddress(addr)
 	if !strings.Contains(addr, "://") {
 		addr = "http://" + addr
 	}
 	u, err := url.Parse(addr)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Port() == "" || u.User != nil || u.RawQuery != "" {
+		return "", bad
+	}
+	if n, err := strconv.ParseUint(u.Port(), 10, 16); err != nil || strconv.FormatUint(n, 10) != u.Port() {
 		return "", bad
 	}
 	host := u.Hostname()
@@ -174,7 +197,16 @@ func (t target) conn() (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &conn{t, client.New(client.Options{Base: t.base, Token: key})}, nil
+	return &conn{t, client.New(client.Options{Base: t.base, Token: key, Explain: t.explain})}, nil
+}
+
+// explain says of an agent that does not take this data folder's key what that means.
+func (t target) explain(e *fault.Error) *fault.Error {
+	if e.Code != "invalid_token" {
+		return e
+	}
+	return &fault.Error{Kind: e.Kind, Code: e.Code, Status: e.Status, Err: e,
+		Message: fmt.Sprintf("The agent at %s belongs to another data folder than %s; set APIARY_HOME to the agent's folder, or APIARY_ADDR to the address of the agent that you mean.", t.base, t.home)}
 }
 
 func absolute(path string) (string, error) {

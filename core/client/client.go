@@ -28,6 +28,8 @@ type Options struct {
 	Token   secret.Secret // sent as bearer token; empty: none
 	Timeout time.Duration // of a call that does not stream; default 30 s
 	Dial    func(ctx context.Context, network, addr string) (net.Conn, error)
+	// Explain may put errors that the agent answered into other words, for a caller that knows more. nil: they stay.
+	Explain func(*fault.Error) *fault.Error
 }
 
 const (
@@ -85,7 +87,7 @@ func (c *Client) Stream(ctx context.Context, path string, body any) (io.ReadClos
 	}
 	if res.StatusCode != http.StatusOK {
 		defer closeBody(res)
-		return nil, answered(res)
+		return nil, c.answered(res)
 	}
 	return res.Body, nil
 }
@@ -99,7 +101,7 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	}
 	defer closeBody(res)
 	if res.StatusCode < 200 || res.StatusCode > 299 {
-		return answered(res)
+		return c.answered(res)
 	}
 	if out == nil {
 		return nil
@@ -170,14 +172,18 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 }
 
 // answered reads the error that an agent answered.
-func answered(res *http.Response) error {
+func (c *Client) answered(res *http.Response) error {
 	var body contract.ErrorBody
 	b, err := io.ReadAll(io.LimitReader(res.Body, 64<<10))
 	if err == nil {
 		_ = json.Unmarshal(b, &body) // what is not of our shape gets a message of its own
 	}
 	seconds, _ := strconv.Atoi(res.Header.Get("Retry-After"))
-	return fault.FromWire(res.StatusCode, body.Error, time.Duration(max(0, seconds))*time.Second)
+	e := fault.FromWire(res.StatusCode, body.Error, time.Duration(max(0, seconds))*time.Second)
+	if c.o.Explain != nil {
+		return c.o.Explain(fault.As(e))
+	}
+	return e
 }
 
 func closeBody(res *http.Response) {

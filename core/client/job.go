@@ -155,9 +155,9 @@ func (f *follower) once(ctx context.Context) (over bool, err error) {
 	case res.StatusCode == http.StatusNotFound && f.seq > 0:
 		return true, fault.New(fault.Unavailable, "job_lost", "The agent at %s was restarted while job %s ran, which ended the job; start it again.", f.c.o.Base, f.id)
 	case res.StatusCode >= 500 || res.StatusCode == http.StatusTooManyRequests:
-		return false, answered(res)
+		return false, f.c.answered(res)
 	case res.StatusCode != http.StatusOK:
-		return true, answered(res)
+		return true, f.c.answered(res)
 	}
 	events := openai.NewReader(res.Body)
 	events.OnComment = func([]byte) { watchdog.Reset(silence) }

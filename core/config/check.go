@@ -48,12 +48,19 @@ func (d *decoder) checkElement(c *Config, g *group, b *hclsyntax.Block, bound *b
 		_, written := b.Body.Attributes[option]
 		return !written || !d.set(bound, option), written && d.set(bound, option)
 	}
+	// lack says that an option is missing, and which variable would have given it.
+	lack := func(option, text string) {
+		if name := d.unset(b.Body.Attributes[option]); name != "" {
+			text = "The environment variable " + name + " is not set, and " + strings.ToLower(text[:1]) + text[1:]
+		}
+		d.add("Missing option", place(option), "%s", text)
+	}
 	switch g.name {
 	case "model":
 		m := &c.Models[len(c.Models)-1]
 		if m.Source == "" {
 			if missing, blank := empty("source"); missing || blank {
-				d.add("Missing option", place("source"), "A model needs a source, for example source = \"builtin:stories260k\"")
+				lack("source", "A model needs a source, for example source = \"builtin:stories260k\"")
 			}
 		}
 		m.Source = absoluteReference(m.Source, c.Path)
@@ -76,7 +83,7 @@ func (d *decoder) checkElement(c *Config, g *group, b *hclsyntax.Block, bound *b
 		w := &c.Workers[len(c.Workers)-1]
 		if w.Adapter == "" {
 			if missing, blank := empty("adapter"); missing || blank {
-				d.add("Missing option", place("adapter"), "A worker needs an adapter, for example adapter = \"native\"")
+				lack("adapter", "A worker needs an adapter, for example adapter = \"native\"")
 			}
 		}
 		if w.Adapter == AdapterNative && w.Source == "" {
@@ -99,7 +106,7 @@ func (d *decoder) checkElement(c *Config, g *group, b *hclsyntax.Block, bound *b
 		}
 		if len(k.Hosts) == 0 {
 			if missing, blank := empty("hosts"); missing || blank {
-				d.add("Missing option", place("hosts"), "A credential needs the hosts that it may be sent to, for example hosts = [\"npm.example.org\"]")
+				lack("hosts", "A credential needs the hosts that it may be sent to, for example hosts = [\"npm.example.org\"]")
 			}
 		}
 	}

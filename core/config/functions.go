@@ -68,6 +68,27 @@ func envFunction(env func(string) (string, bool)) function.Function {
 	})
 }
 
+// unset returns the name of a variable that is not set and that an option's value asks for by name; "" when there is none.
+func (d *decoder) unset(a *hclsyntax.Attribute) string {
+	name := ""
+	if a == nil {
+		return name
+	}
+	_ = hclsyntax.VisitAll(a.Expr, func(n hclsyntax.Node) hcl.Diagnostics {
+		call, ok := n.(*hclsyntax.FunctionCallExpr)
+		if !ok || call.Name != "env" || len(call.Args) != 1 || isForeign(call.Args[0]) {
+			return nil
+		}
+		arg, bad := call.Args[0].Value(d.eval)
+		v, diags := call.Value(d.eval)
+		if !bad.HasErrors() && !diags.HasErrors() && v.IsNull() && arg.Type() == cty.String && arg.IsWhollyKnown() && !arg.IsNull() {
+			name = arg.AsString()
+		}
+		return nil
+	})
+	return name
+}
+
 // fileFunction is file(PATH): the text of a file without the line break at its end. A relative path begins at the folder of the
 // configuration.
 func fileFunction(config string) function.Function {

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 )
 
 // Options says where a configuration comes from.
@@ -40,6 +41,11 @@ func Load(o Options) (*Config, error) {
 	if o.Env == nil {
 		o.Env = os.LookupEnv
 	}
+	if dir, _ := o.Env("APIARY_HOME"); dir != "" {
+		if err := folder.CheckHome(dir); err != nil {
+			return nil, err // its configuration could not be read either
+		}
+	}
 	src, path, err := find(o, systemPath)
 	if err != nil {
 		return nil, err
@@ -57,6 +63,9 @@ func Load(o Options) (*Config, error) {
 		return nil, fault.New(fault.Invalid, "config_invalid", "The configuration %s has %s; correct it and try again.\n\n%w", name, count, diags)
 	}
 	if c.Home, err = home(o.Env, c); err != nil {
+		return nil, err
+	}
+	if err := folder.CheckHome(c.Home); err != nil {
 		return nil, err
 	}
 	c.Agent.DataDir = c.Home
@@ -136,12 +145,19 @@ func find(o Options, system string) ([]byte, string, error) {
 	return o.Embedded, "", nil
 }
 
+// Missing is the fault for a configuration file that was asked for and is not there: NotFound with the code config_missing.
+func Missing(path string) error { return missing(path, "") }
+
+func missing(path, asked string) error {
+	return fault.New(fault.NotFound, "config_missing", "There is no configuration file %s%s; correct the path or leave it out.", path, asked)
+}
+
 func explain(err error, asked, path string) error {
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, fs.ErrNotExist):
-		return fault.New(fault.NotFound, "config_missing", "There is no configuration file %s%s; correct the path or leave it out.", path, asked)
+		return missing(path, asked)
 	}
 	return fault.New(fault.Invalid, "config_unreadable", "The configuration %s cannot be read: %w.", path, err)
 }

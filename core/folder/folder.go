@@ -40,6 +40,19 @@ func Make(home string, folders ...string) error {
 	return nil
 }
 
+// CodeNoHome is the code of the mistake that a data folder is which is no folder.
+const CodeNoHome = "home_not_a_folder"
+
+// CheckHome refuses a data folder that is something else; the fault is Invalid with CodeNoHome. One that is missing is none of
+// that, because the first use makes it.
+func CheckHome(home string) error {
+	st, err := os.Stat(home)
+	if errors.Is(err, syscall.ENOTDIR) || err == nil && !st.IsDir() {
+		return fault.New(fault.Invalid, CodeNoHome, "The data folder %s is not a folder, or lies below a file; set APIARY_HOME to a folder.", home)
+	}
+	return nil
+}
+
 // Check refuses folders below home that are symbolic links or no folders, because what is stored there would go elsewhere,
 // and the folder of secrets also where another user owns it or may write to it: the fault is a Conflict with CodeUnsafe. A
 // folder that is missing is none of that. Home itself may be a link.
