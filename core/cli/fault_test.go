@@ -269,6 +269,45 @@ func TestQueenRestart(t *testing.T) {
 	}
 }
 
+// TestQueenAsksWorkers (F9): a queen that was just started does not wait for the next beats of the workers that it finds, and what
+// is asked for right away is said to run already.
+func TestQueenAsksWorkers(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, `
+queen {
+  listen = "ADDR"
+  heartbeat { interval = "60s" }
+  detection {
+    stale   = "2m"
+    suspect = "3m"
+    down    = "4m"
+    lost    = "5m"
+    forget  = "6m"
+  }
+}
+hive { listen = "127.0.0.1:0" }
+`)
+	n.start()
+	n.run(nil, "worker", "spawn", "echo:test")
+	before := n.alive()[0]
+	n.until(10*time.Second, "the worker was told how often to beat", func() bool { w := n.alive(); return len(w) == 1 && w[0].AgeMS > 6000 })
+	n.kill()
+	n.start()
+	cmd := n.command("run", "echo:test", "one two")
+	cmd.Env = append(cmd.Env, "APIARY_ADDR="+n.addr)
+	began := time.Now()
+	out, err := cmd.CombinedOutput()
+	if err != nil || strings.Contains(string(out), "ready in") || !strings.Contains(string(out), "one two") {
+		t.Errorf("apiary run: %v\n%s", err, out)
+	}
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	if after := n.alive(); len(after) != 1 || after[0].PID != before.PID {
+		t.Errorf("before %d, afterwards %+v", before.PID, after)
+	}
+}
+
 // TestNothingStartsTwiceAfterAKill (F9): what is asked for right after an agent was killed and started again is given by the
 // workers that run on, although they have not beaten yet.
 func TestNothingStartsTwiceAfterAKill(t *testing.T) {

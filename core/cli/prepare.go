@@ -56,12 +56,16 @@ func (c *conn) prepare(ctx context.Context, a *app, s *story, arg string) (prepa
 	}
 	began := time.Now()
 	s.step("model  ")
-	ready, err := c.serve(ctx, s, view, w)
+	ready, existing, err := c.serve(ctx, s, view, w)
 	if err != nil {
 		return p, err
 	}
 	p.chat = slices.Contains(ready.Capabilities, contract.CapabilityChat)
-	s.done("%s · ready in %.1f s on %s", ref, time.Since(began).Seconds(), ready.Device)
+	if existing {
+		s.done("%s · was running already on %s", ref, ready.Device)
+	} else {
+		s.done("%s · ready in %.1f s on %s", ref, time.Since(began).Seconds(), ready.Device)
+	}
 	return p, nil
 }
 
@@ -112,8 +116,8 @@ func (c *conn) fetchParts(ctx context.Context, a *app, s *story, view *contract.
 	return c.prepareEngine(ctx, a, s)
 }
 
-// serve waits for the worker that is starting, or starts one.
-func (c *conn) serve(ctx context.Context, s *story, view contract.ModelView, w *contract.WorkerView) (contract.WorkerView, error) {
+// serve waits for the worker that is starting, or starts one. existing says that one was found that had been started before.
+func (c *conn) serve(ctx context.Context, s *story, view contract.ModelView, w *contract.WorkerView) (ready contract.WorkerView, existing bool, err error) {
 	for w != nil {
 		now, err := client.Run[contract.WorkerView](ctx, c.Client, contract.WorkerRef{Operation: contract.OpWorkerGet, WorkerID: w.ID}, nil)
 		switch {
@@ -121,9 +125,9 @@ func (c *conn) serve(ctx context.Context, s *story, view contract.ModelView, w *
 			w = nil // it ended: the next one's story says why
 			continue
 		case err != nil:
-			return now, err
+			return now, false, err
 		case serving(now):
-			return now, nil
+			return now, false, nil
 		case !starting(now):
 			w = nil
 			continue
@@ -131,15 +135,16 @@ func (c *conn) serve(ctx context.Context, s *story, view contract.ModelView, w *
 		s.narrate(contract.Narration{Action: "load", Message: "loading the model", Progress: &contract.Progress{Done: uint64(100 * now.LoadProgress), Total: 100, Unit: "percent"}})
 		select {
 		case <-ctx.Done():
-			return now, ctx.Err()
+			return now, false, ctx.Err()
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
 	spawned, err := client.Run[contract.WorkerSpawned](ctx, c.Client, contract.WorkerSpawn{Operation: contract.OpWorkerSpawn, Model: view.ID, Wait: true}, s.narrate)
 	if err != nil {
-		return contract.WorkerView{}, err
+		return contract.WorkerView{}, false, err
 	}
-	return client.Run[contract.WorkerView](ctx, c.Client, contract.WorkerRef{Operation: contract.OpWorkerGet, WorkerID: spawned.WorkerID}, nil)
+	ready, err = client.Run[contract.WorkerView](ctx, c.Client, contract.WorkerRef{Operation: contract.OpWorkerGet, WorkerID: spawned.WorkerID}, nil)
+	return ready, spawned.Existing, err
 }
 
 // oneAtATime makes commands of one data folder prepare models one after the other: two that want the same one would start a

@@ -142,6 +142,7 @@ func (l *link) poll(ctx context.Context) error {
 	l.mu.Unlock()
 	if first {
 		l.q.notify()
+		l.q.do(func(ctx context.Context) { l.q.greet(ctx, l) })
 	}
 	return nil
 }

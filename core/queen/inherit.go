@@ -5,10 +5,12 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/registry"
+	"github.com/apiary-dev/apiary/core/secret"
 )
 
 // A queen that was just started finds workers that run already. Until they have beaten it knows them from the hives' processes
@@ -76,6 +78,41 @@ func (q *Queen) inherited(ctx context.Context, links []*link, fits func(contract
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// greet asks the workers that run on a hive for their descriptions, so that their next beats need not be waited for. An answer
+// counts as a beat before the first: every beat that they send is newer.
+func (q *Queen) greet(ctx context.Context, l *link) {
+	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
+	defer cancel()
+	list, err := l.processes(ctx)
+	if err != nil {
+		return // their beats will tell
+	}
+	hiveID, _ := l.known()
+	h, ok := q.Snapshot().Hive(hiveID)
+	if !ok {
+		return
+	}
+	host := hostOf(h.Beat.Address)
+	var all sync.WaitGroup
+	for _, p := range list {
+		if _, known := q.Snapshot().Worker(p.WorkerID); known || p.Zombie || !workerID.MatchString(p.WorkerID) {
+			continue
+		}
+		all.Go(func() {
+			c := q.workerClient(&registry.Worker{Info: contract.WorkerInfo{Address: host, Port: p.Port}}, secret.ForWorker(q.o.ClusterKey, p.WorkerID))
+			defer c.Close()
+			var info contract.WorkerInfo
+			if c.GetJSON(ctx, "/info", &info) != nil || info.Identity() != p.Identity || info.HiveID != hiveID || info.Port != p.Port {
+				return
+			}
+			if checkWorkerBeat(info) == nil && q.checkAddress(info, "") == nil {
+				q.step(registry.Beat{Heartbeat: contract.Heartbeat{Worker: info}})
+			}
+		})
+	}
+	all.Wait()
 }
 
 var mintedID = regexp.MustCompile(`^(.+)-[0-9a-f]{8}$`)
