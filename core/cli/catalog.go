@@ -21,7 +21,7 @@ func (a *app) modelCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return fetch(ctx, a, contract.ArtifactRef{Operation: contract.OpModelDownload, Reference: ref, HiveID: hive}, "model  ", func(_ *story, m contract.Model, present bool) string {
+			return fetch(ctx, a, contract.ArtifactRef{Operation: contract.OpModelDownload, Reference: ref, HiveID: hive}, "model  ", modelID, func(_ *story, m contract.Model, present bool) string {
 				if present {
 					return m.ID + " is in the catalog already"
 				}
@@ -93,7 +93,7 @@ func (a *app) engineCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return fetch(ctx, a, contract.ArtifactRef{Operation: contract.OpWorkerInstall, Reference: ref, HiveID: hive}, "engine ", engineLine)
+			return fetch(ctx, a, contract.ArtifactRef{Operation: contract.OpWorkerInstall, Reference: ref, HiveID: hive}, "engine ", engineID, engineLine)
 		})}
 	list := &cobra.Command{Use: "list", Short: "List the installed engines", Args: argCount(0, 0, ""),
 		RunE: interruptible(func(ctx context.Context, _ []string) error {
@@ -134,6 +134,9 @@ func (a *app) engineReference(args []string) (string, error) {
 	}
 	return args[0], nil
 }
+
+func modelID(m contract.Model) string   { return m.ID }
+func engineID(e contract.Engine) string { return e.ID }
 
 func engineLine(s *story, e contract.Engine, present bool) string {
 	if present {
@@ -179,7 +182,7 @@ func ask[T any](ctx context.Context, a *app, operation any, show func(T) error) 
 	defer c.Close()
 	result, err := client.Run[T](ctx, c.Client, operation, nil)
 	if err != nil {
-		return err
+		return a.outdated(c.target, operation, err)
 	}
 	if a.json {
 		return a.printJSON(result)
@@ -187,8 +190,9 @@ func ask[T any](ctx context.Context, a *app, operation any, show func(T) error) 
 	return show(result)
 }
 
-// fetch runs an operation that brings something, tells its story and says what came of it.
-func fetch[T any](ctx context.Context, a *app, operation any, label string, line func(s *story, result T, present bool) string) error {
+// fetch runs an operation that brings something, tells its story and says what came of it. Its id goes to standard output where
+// that is not the terminal that shows the story.
+func fetch[T any](ctx context.Context, a *app, operation any, label string, id func(T) string, line func(s *story, result T, present bool) string) error {
 	c, err := a.connect(ctx)
 	if err != nil {
 		return err
@@ -203,13 +207,17 @@ func fetch[T any](ctx context.Context, a *app, operation any, label string, line
 		s.narrate(n)
 	})
 	if err != nil {
-		return err
+		return a.outdated(c.target, operation, err)
 	}
 	s.done("%s", line(s, result, present))
 	if a.json {
 		return a.printJSON(result)
 	}
-	return nil
+	if isTerminal(a.out) {
+		return nil // the story has it
+	}
+	_, err = fmt.Fprintln(a.out, id(result))
+	return err
 }
 
 // remove runs an operation that takes something away.
@@ -221,7 +229,7 @@ func (a *app) remove(ctx context.Context, operation any, what string) error {
 	defer c.Close()
 	result, err := c.Do(ctx, operation, nil)
 	if err != nil {
-		return err
+		return a.outdated(c.target, operation, err)
 	}
 	if a.json {
 		return a.printJSON(result)

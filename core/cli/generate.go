@@ -59,7 +59,7 @@ func (c *conn) generate(ctx context.Context, path string, request any, model str
 	began := time.Now()
 	body, err := c.Stream(ctx, path, request)
 	if err != nil {
-		return a, err
+		return a, advised(err)
 	}
 	defer func() { _ = body.Close() }()
 	var text strings.Builder
@@ -82,7 +82,7 @@ func (c *conn) generate(ctx context.Context, path string, request any, model str
 			return a, fmt.Errorf("read the answer: %w", err)
 		}
 		if ch.Error != nil {
-			return a, fault.FromWire(http.StatusServiceUnavailable, *ch.Error, 0)
+			return a, advised(fault.FromWire(http.StatusServiceUnavailable, *ch.Error, 0))
 		}
 		if ch.Usage != nil {
 			a.Usage = ch.Usage
@@ -108,6 +108,17 @@ func (c *conn) generate(ctx context.Context, path string, request any, model str
 			}
 		}
 	}
+}
+
+// advised adds to the two words of a lost worker, which every client of the API gets, what a person can do.
+func advised(err error) error {
+	e := fault.As(err)
+	if e.Code != "worker_lost" || e.Message != "worker lost" {
+		return err
+	}
+	out := *e
+	out.Message = "The worker ended while it answered; send the request again. `apiary worker logs ID` shows the last lines of one that ended, and `apiary worker list` the ids."
+	return &out
 }
 
 func (a *answer) measure(began, first, last time.Time, pieces int) {

@@ -32,7 +32,7 @@ func (c *conn) prepare(ctx context.Context, a *app, s *story, arg string) (prepa
 	p := prepared{name: ref}
 	view, w, err := c.find(ctx, ref)
 	if err != nil {
-		return p, err
+		return p, a.outdated(c.target, contract.WorkerSpawn{Model: ref}, err)
 	}
 	if w == nil || !serving(*w) {
 		unlock, err := c.oneAtATime(ctx, s)

@@ -36,7 +36,7 @@ type samplingFlags struct {
 
 func (f *samplingFlags) add(c *cobra.Command) {
 	f.command = c
-	c.Flags().IntVar(&f.tokens, "max-tokens", 0, "`tokens` of the answer at most (default: until the text ends)")
+	c.Flags().IntVar(&f.tokens, "max-tokens", 0, "`tokens` of the answer at most (default: until the text ends, or the context is full)")
 	c.Flags().Float64Var(&f.temperature, "temperature", 1, "0 always takes the likeliest token")
 	c.Flags().Float64Var(&f.topP, "top-p", 1, "take from the likeliest tokens that add up to this `probability`")
 	c.Flags().Float64Var(&f.min, "min-p", 0, "leave out tokens less likely than this `share` of the likeliest")
@@ -93,7 +93,8 @@ func (a *app) runCommand() *cobra.Command {
 
 An agent is started in the background when none runs; the engine, the model and a worker are fetched and started as needed.
 A model with a chat template answers; one without continues the text. The prompt "-", or none in a pipe, is read from
-standard input. The answer goes to standard output, everything else to standard error.`
+standard input. The answer goes to standard output, everything else to standard error. A small model may repeat itself until
+its context is full, at --temperature 0 most of all; --max-tokens ends it before.`
 	f.add(c)
 	c.RunE = interruptible(func(ctx context.Context, args []string) error {
 		if err := f.check(); err != nil {
@@ -191,7 +192,8 @@ func (a *app) answer(ctx context.Context, model, prompt string, f samplingFlags)
 		return err
 	}
 	if _, _, err := c.find(ctx, ref); err != nil {
-		return err // before the prompt is asked for: there is nobody to answer it
+		// Before the prompt is asked for: there is nobody to answer it.
+		return a.outdated(c.target, contract.WorkerSpawn{Model: ref}, err)
 	}
 	if prompt, err = a.prompt(model, prompt); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -234,5 +235,30 @@ func TestConformanceCommand(t *testing.T) {
 	out, err = n.command("worker", "test", "http://"+n.addr).CombinedOutput()
 	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 2 {
 		t.Errorf("against the queen: %v\n%s", err, out)
+	}
+}
+
+// TestWorkerLostAdvice: a person whose answer breaks off is told what to do, and the code stays.
+func TestWorkerLostAdvice(t *testing.T) {
+	t.Parallel()
+	n, history := slowNode(t)
+	cmd := n.command("run", "echo:slow", "one two three")
+	cmd.Env = append(cmd.Env, "APIARY_ADDR="+n.addr)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }()
+	n.until(10*time.Second, "the request runs", func() bool {
+		b, _ := os.ReadFile(history)
+		return strings.Contains(string(b), `"token"`)
+	})
+	if err := syscall.Kill(n.alive()[0].PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if code := waitExit(t, cmd, ended, 10*time.Second); code != 5 || !strings.Contains(stderr.String(), "Error: The worker ended while it answered; send the request again.") {
+		t.Errorf("exit code %d\n%s", code, &stderr)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,6 +22,7 @@ import (
 	"github.com/apiary-dev/apiary/core/agent"
 	"github.com/apiary-dev/apiary/core/client"
 	"github.com/apiary-dev/apiary/core/config"
+	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/core/secret"
@@ -207,6 +209,43 @@ func (t target) explain(e *fault.Error) *fault.Error {
 	}
 	return &fault.Error{Kind: e.Kind, Code: e.Code, Status: e.Status, Err: e,
 		Message: fmt.Sprintf("The agent at %s belongs to another data folder than %s; set APIARY_HOME to the agent's folder, or APIARY_ADDR to the address of the agent that you mean.", t.base, t.home)}
+}
+
+// outdated explains that an agent does not know a name which the configuration has: it has read an older one. operation is what
+// the agent refused with err; other errors are returned as they are.
+func (a *app) outdated(t target, operation any, err error) error {
+	code, name, kind := fault.As(err).Code, "", ""
+	switch op := operation.(type) {
+	case contract.ArtifactRef:
+		name = op.Reference
+	case contract.WorkerSpawn:
+		name, kind = op.Model, op.Worker.Name
+	}
+	if code != "model_not_found" && code != "worker_kind_not_found" {
+		return err
+	}
+	if r, rerr := agent.ReadRunFile(t.home); rerr != nil || r.Queen != t.base {
+		return err // another folder's agent has another configuration
+	}
+	cfg, cerr := a.loadConfig()
+	if cerr != nil {
+		return err
+	}
+	what := ""
+	for _, m := range cfg.Models {
+		if code == "model_not_found" && (m.Name == name || slices.Contains(m.Aliases, name)) {
+			what = fmt.Sprintf("the model %q", name)
+		}
+	}
+	for _, w := range cfg.Workers {
+		if code == "worker_kind_not_found" && w.Name == kind {
+			what = fmt.Sprintf("the worker block %q", kind)
+		}
+	}
+	if what == "" {
+		return err
+	}
+	return fault.New(fault.Conflict, "older_configuration", "The agent at %s started with an older configuration, which lacks %s; restart it with `apiary stop` and then give the command again.", t.base, what)
 }
 
 func absolute(path string) (string, error) {

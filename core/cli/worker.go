@@ -46,7 +46,8 @@ func (a *app) workerSpawn() *cobra.Command {
 		}
 		spawn.Operation, spawn.Model, spawn.Wait, spawn.Worker.Name = contract.OpWorkerSpawn, ref, !noWait, kind
 		started := time.Now()
-		return fetch(ctx, a, spawn, "worker ", func(_ *story, w contract.WorkerSpawned, _ bool) string {
+		id := func(w contract.WorkerSpawned) string { return w.WorkerID }
+		return fetch(ctx, a, spawn, "worker ", id, func(_ *story, w contract.WorkerSpawned, _ bool) string {
 			word := "started"
 			switch {
 			case w.Existing:

@@ -178,6 +178,9 @@ func (q *Queen) backoff(failures int) time.Duration {
 	return d + time.Duration(jitter()*float64(d)/5)
 }
 
+// codeModelNotFound is the code of a model that is not there, or whose files are not.
+const codeModelNotFound = "model_not_found"
+
 // unavailable turns the failure of an attempt into what a caller of inference is told: later it may work.
 func unavailable(err error) error {
 	e := *fault.As(err)
@@ -187,7 +190,10 @@ func unavailable(err error) error {
 	case fault.Internal:
 		e = *fault.New(fault.Unavailable, "start_failed", "The model's worker could not be started; the agent's log and `apiary job list` say why.")
 	default:
-		e.Kind, e.Status = fault.Unavailable, 0
+		if e.Code != codeModelNotFound { // one whose file is gone is not there for anybody, however it is asked for
+			e.Kind = fault.Unavailable
+		}
+		e.Status = 0
 	}
 	return &e
 }

@@ -101,7 +101,7 @@ func (q *Queen) deleteModel(ctx context.Context, n *job.Narrator, ref contract.A
 		}
 	}
 	if len(out.Hives) == 0 {
-		return out, fault.New(fault.NotFound, "model_not_found", "The model %s is not in the catalog; `apiary model list` shows what is.", quoted(ref.Reference)).WithParam("model")
+		return out, fault.New(fault.NotFound, codeModelNotFound, "The model %s is not in the catalog; `apiary model list` shows what is.", quoted(ref.Reference)).WithParam("model")
 	}
 	return out, nil
 }

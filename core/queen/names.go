@@ -146,11 +146,11 @@ func (q *Queen) kindOf(adapter string) (contract.WorkerKind, bool) {
 // notFound says how a name could come to mean something: a reference is fetched, a bare name is only looked up.
 func notFound(name string) error {
 	if !contract.IsReference(name) || strings.HasPrefix(name, echoScheme) {
-		return fault.New(fault.NotFound, "model_not_found",
+		return fault.New(fault.NotFound, codeModelNotFound,
 			"The model %s is neither in the configuration nor in the catalog; `apiary model list` shows the names, and `apiary model pull REFERENCE` adds one, such as hf:ORG/REPO or file:PATH.",
 			quoted(name)).WithParam("model")
 	}
-	return fault.New(fault.NotFound, "model_not_found", "The model %s is not in the catalog; fetch it first with `apiary model pull %s`.",
+	return fault.New(fault.NotFound, codeModelNotFound, "The model %s is not in the catalog; fetch it first with `apiary model pull %s`.",
 		quoted(name), pasteable(name)).WithParam("model")
 }
 
