@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -17,7 +18,7 @@ func (a *app) jobCommand() *cobra.Command {
 func (a *app) jobList() *cobra.Command {
 	var all bool
 	c := &cobra.Command{Use: "list", Short: "List the queen's jobs of the last hour", Args: argCount(0, 0, "")}
-	c.Long = c.Short + ".\n\nOperations that only looked something up and succeeded are left out; --all shows those of the last minute too."
+	c.Long = c.Short + ".\n\nOperations that only looked something up are left out; --all shows those of the last minute too."
 	c.Flags().BoolVar(&all, "all", false, "also operations that only looked something up")
 	c.RunE = interruptible(func(ctx context.Context, _ []string) error {
 		c, err := a.connect(ctx)
@@ -38,9 +39,9 @@ func (a *app) jobList() *cobra.Command {
 			if j.Error != nil {
 				note = j.Error.Message
 			}
-			rows = append(rows, []string{j.ID, j.Operation, string(j.State), when(j.CreatedAt), note})
+			rows = append(rows, []string{j.ID, j.Operation, cmp.Or(printable(j.Subject), "-"), string(j.State), when(j.CreatedAt), note})
 		}
-		return a.table([]string{"JOB", "OPERATION", "STATE", "STARTED", "ERROR"}, rows, "There are no jobs.")
+		return a.table([]string{"JOB", "OPERATION", "ABOUT", "STATE", "STARTED", "ERROR"}, rows, "There are no jobs.")
 	})
 	return c
 }

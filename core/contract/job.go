@@ -58,6 +58,7 @@ const (
 type Job struct {
 	ID         string          `json:"id"`
 	Operation  string          `json:"operation"`
+	Subject    string          `json:"subject,omitempty"` // what it is about: a model, worker, engine or hive; shortened, without secrets
 	State      JobState        `json:"state"`
 	CreatedAt  time.Time       `json:"created_at"`
 	FinishedAt *time.Time      `json:"finished_at,omitempty"`

@@ -97,7 +97,7 @@ func hiveProcess(home, node string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	j, err := h.jobs.Start(contract.OpWorkerSpawn, func(ctx context.Context, n *job.Narrator) (any, error) {
+	j, err := h.jobs.Start(contract.OpWorkerSpawn, "", func(ctx context.Context, n *job.Narrator) (any, error) {
 		return h.spawn(ctx, n, echoSpawn("echo-00000001"))
 	})
 	if err != nil {

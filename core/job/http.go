@@ -9,7 +9,10 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
@@ -36,6 +39,7 @@ func (m *Manager) SubmitHandler(dispatch func(op string, body json.RawMessage) (
 		}
 		var head struct {
 			Operation string `json:"operation"`
+			subject
 		}
 		if err := json.Unmarshal(body, &head); err != nil {
 			writeError(w, fault.New(fault.Invalid, "invalid_json", `The body of a job must be a JSON object with "operation" and the operation's fields.`))
@@ -50,7 +54,7 @@ func (m *Manager) SubmitHandler(dispatch func(op string, body json.RawMessage) (
 			writeError(w, err)
 			return
 		}
-		job, err := m.Start(head.Operation, f)
+		job, err := m.Start(head.Operation, head.about(), f)
 		if err != nil {
 			writeError(w, err)
 			return
@@ -59,15 +63,65 @@ func (m *Manager) SubmitHandler(dispatch func(op string, body json.RawMessage) (
 	})
 }
 
-// ListHandler serves GET /v1/jobs: an array of contract.Job, the newest first. Jobs that looked something up and succeeded are
-// in it with ?all=true only: every command makes some.
+// subject is the fields of operations that say what they are about. Their types are checked by who dispatches.
+type subject struct {
+	Model     any `json:"model"`
+	WorkerID  any `json:"worker_id"`
+	Reference any `json:"reference"`
+	HiveID    any `json:"hive_id"`
+}
+
+func (s subject) about() string {
+	for _, v := range []any{s.Model, s.WorkerID, s.Reference, s.HiveID} {
+		if text, _ := v.(string); text != "" {
+			return text
+		}
+	}
+	return ""
+}
+
+// maxSubject bounds a job's subject, in bytes.
+const maxSubject = 200
+
+// shown is a subject as lists show it: without what URLs may carry of secrets, on one line, shortened.
+func shown(s string) string {
+	if before, rest, ok := strings.Cut(s, "://"); ok {
+		host, path, slash := strings.Cut(rest, "/")
+		if i := strings.LastIndexByte(host, '@'); i >= 0 {
+			host = host[i+1:]
+		}
+		s = before + "://" + host
+		if slash {
+			s += "/" + path
+		}
+		s, _, _ = strings.Cut(s, "?")
+	}
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || r == utf8.RuneError {
+			return -1
+		}
+		return r
+	}, s)
+	if len(s) <= maxSubject {
+		return s
+	}
+	const more = "…"
+	cut := maxSubject - len(more)
+	for !utf8.RuneStart(s[cut]) {
+		cut--
+	}
+	return s[:cut] + more
+}
+
+// ListHandler serves GET /v1/jobs: an array of contract.Job, the newest first. Jobs that only looked something up and are over
+// are in it with ?all=true only: every command makes some.
 func (m *Manager) ListHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		jobs := m.List()
 		switch all := r.URL.Query().Get("all"); all {
 		case "true":
 		case "", "false":
-			jobs = slices.DeleteFunc(jobs, func(j contract.Job) bool { return j.State == contract.JobDone && contract.IsRead(j.Operation) })
+			jobs = slices.DeleteFunc(jobs, func(j contract.Job) bool { return j.State != contract.JobRunning && contract.IsRead(j.Operation) })
 		default:
 			writeError(w, fault.New(fault.Invalid, "bad_query", "The query parameter \"all\" is true or false, not %q.", all).WithParam("all"))
 			return

@@ -32,7 +32,7 @@ func collect(t *testing.T, m *Manager, id string, after uint64) []Event {
 
 func start(t *testing.T, m *Manager, f Func) contract.Job {
 	t.Helper()
-	j, err := m.Start("Test", f)
+	j, err := m.Start("Test", "", f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,13 +172,13 @@ func TestBounds(t *testing.T) {
 		if _, err := m.Get(chatty.ID); fault.KindOf(err) != fault.NotFound {
 			t.Errorf("the oldest finished job is still there: %v", err)
 		}
-		if _, err := m.Start("Test", block); fault.KindOf(err) != fault.Exhausted {
+		if _, err := m.Start("Test", "", block); fault.KindOf(err) != fault.Exhausted {
 			t.Errorf("a fourth running job: %v", err)
 		}
 		if err := m.Close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := m.Start("Test", block); fault.KindOf(err) != fault.Unavailable {
+		if _, err := m.Start("Test", "", block); fault.KindOf(err) != fault.Unavailable {
 			t.Errorf("a job after Close: %v", err)
 		}
 		if n := len(m.List()); n != 3 {
@@ -196,7 +196,7 @@ func TestReadsMakeRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := New(Options{NodeID: "n", MaxJobs: 10})
 		run := func(operation string, err error) string {
-			j, startErr := m.Start(operation, func(context.Context, *Narrator) (any, error) { return 1, err })
+			j, startErr := m.Start(operation, "", func(context.Context, *Narrator) (any, error) { return 1, err })
 			if startErr != nil {
 				t.Fatal(startErr)
 			}
@@ -230,20 +230,52 @@ func TestListLeavesReadsOut(t *testing.T) {
 		h := server(m, nil)
 		for operation, err := range map[string]error{contract.OpWorkerSpawn: nil, contract.OpModelList: nil,
 			contract.OpWorkerGet: fault.New(fault.NotFound, "worker_not_found", "No such worker.")} {
-			if _, err := m.Start(operation, func(context.Context, *Narrator) (any, error) { return 1, err }); err != nil {
+			if _, err := m.Start(operation, "", func(context.Context, *Narrator) (any, error) { return 1, err }); err != nil {
 				t.Fatal(err)
 			}
 		}
 		synctest.Wait()
-		for path, want := range map[string]int{"/v1/jobs": 2, "/v1/jobs?all=false": 2, "/v1/jobs?all=true": 3} {
+		for path, want := range map[string]int{"/v1/jobs": 1, "/v1/jobs?all=false": 1, "/v1/jobs?all=true": 3} {
 			var jobs []contract.Job
 			w := do(h, "GET", path, "", "")
-			if err := json.Unmarshal(w.Body.Bytes(), &jobs); err != nil || len(jobs) != want || want == 2 && strings.Contains(w.Body.String(), contract.OpModelList) {
+			if err := json.Unmarshal(w.Body.Bytes(), &jobs); err != nil || len(jobs) != want || want == 1 && jobs[0].Operation != contract.OpWorkerSpawn {
 				t.Errorf("%s: %v, %s", path, err, w.Body)
 			}
 		}
 		if w := do(h, "GET", "/v1/jobs?all=some", "", ""); w.Code != 400 {
 			t.Errorf("all=some: %d", w.Code)
+		}
+	})
+}
+
+// TestSubject: a list says what each job is about, bounded, and without what a URL may carry of secrets.
+func TestSubject(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := New(Options{NodeID: "n"})
+		h := server(m, func(string, json.RawMessage) (Func, error) {
+			return func(context.Context, *Narrator) (any, error) { return 1, nil }, nil
+		})
+		long := strings.Repeat("ü", 150)
+		for body, want := range map[string]string{
+			`{"operation":"WorkerSpawn","model":"builtin:m","worker_id":"w-1"}`:                             "builtin:m",
+			`{"operation":"WorkerDelete","worker_id":"w-1"}`:                                                "w-1",
+			`{"operation":"ModelDownload","reference":"hf:a/b","hive_id":"h"}`:                              "hf:a/b",
+			`{"operation":"HiveGet","hive_id":"h"}`:                                                         "h",
+			`{"operation":"Status"}`:                                                                        "",
+			`{"operation":"Odd","model":7}`:                                                                 "",
+			`{"operation":"ModelDownload","reference":"url:https://u:canary@host/p/m.gguf?token=canary#x"}`: "url:https://host/p/m.gguf",
+			`{"operation":"ModelDownload","reference":"url:https://u:canary@host"}`:                         "url:https://host",
+			`{"operation":"ModelDownload","reference":"a\u001b[2Jb"}`:                                       "a[2Jb",
+			`{"operation":"ModelDownload","reference":"` + long + `"}`:                                      long[:196] + "…",
+		} {
+			var accepted contract.JobAccepted
+			if w := do(h, "POST", "/v1/jobs", body, ""); w.Code != 202 || json.Unmarshal(w.Body.Bytes(), &accepted) != nil {
+				t.Errorf("%s: %d %s", body, w.Code, w.Body)
+			}
+			synctest.Wait()
+			if j, err := m.Get(accepted.JobID); err != nil || j.Subject != want || len(j.Subject) > maxSubject {
+				t.Errorf("%s: subject %q, want %q (%v)", body, j.Subject, want, err)
+			}
 		}
 	})
 }

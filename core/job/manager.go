@@ -97,14 +97,15 @@ func New(o Options) *Manager {
 	return &Manager{o: o, jobs: map[string]*run{}}
 }
 
-// Start runs f as a job, at once and until it returns; what started it may go away. It fails with fault.Exhausted while
+// Start runs f as a job, at once and until it returns; what started it may go away. subject is what the operation is about, for
+// lists; it may be empty, and what may be secret in it is left out. Start fails with fault.Exhausted while
 // MaxJobs jobs are running and with fault.Unavailable after Close.
-func (m *Manager) Start(operation string, f Func) (contract.Job, error) {
+func (m *Manager) Start(operation, subject string, f Func) (contract.Job, error) {
 	var raw [8]byte
 	_, _ = rand.Read(raw[:])
 	ctx, cancel := context.WithCancelCause(context.Background())
 	r := &run{m: m, cancel: cancel, changed: make(chan struct{}),
-		job: contract.Job{ID: m.o.NodeID + "-" + hex.EncodeToString(raw[:]), Operation: operation, State: contract.JobRunning,
+		job: contract.Job{ID: m.o.NodeID + "-" + hex.EncodeToString(raw[:]), Operation: operation, Subject: shown(subject), State: contract.JobRunning,
 			CreatedAt: time.Now().UTC()}}
 	if err := m.add(r); err != nil {
 		cancel(nil)

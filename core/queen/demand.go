@@ -219,7 +219,7 @@ func (q *Queen) attempt(ctx context.Context, d *demand, name, key string) error 
 		if source == "" {
 			return notFound(name)
 		}
-		_, err := q.runJob(contract.OpModelDownload, set(registry.DemandFetching), func(ctx context.Context, n *job.Narrator, say func(contract.Narration)) (any, error) {
+		_, err := q.runJob(contract.OpModelDownload, source, set(registry.DemandFetching), func(ctx context.Context, n *job.Narrator, say func(contract.Narration)) (any, error) {
 			return q.download(ctx, contract.ArtifactRef{Reference: source}, say)
 		})
 		if err != nil {
@@ -246,15 +246,15 @@ func (q *Queen) attempt(ctx context.Context, d *demand, name, key string) error 
 	if slices.ContainsFunc(s.Workers, func(w registry.Worker) bool { return w.Info.ModelID == id && beats(&w) }) {
 		return nil // its first beat came after the demand was made
 	}
-	_, err = q.runJob(contract.OpWorkerSpawn, set(registry.DemandStarting), func(ctx context.Context, n *job.Narrator, _ func(contract.Narration)) (any, error) {
+	_, err = q.runJob(contract.OpWorkerSpawn, name, set(registry.DemandStarting), func(ctx context.Context, n *job.Narrator, _ func(contract.Narration)) (any, error) {
 		r := &spawning{q: q, n: n, automatic: true, spec: contract.WorkerSpawn{Model: id, Wait: true}}
 		return r.run(ctx)
 	})
 	return err
 }
 
-// runJob runs f as a job and waits for it. told hears of the job's id and of its progress. say narrates, and tells progress.
-func (q *Queen) runJob(op string, told func(jobID string, progress float64),
+// runJob runs f as a job about subject and waits for it. told hears of the job's id and of its progress. say narrates, and tells progress.
+func (q *Queen) runJob(op, subject string, told func(jobID string, progress float64),
 	f func(ctx context.Context, n *job.Narrator, say func(contract.Narration)) (any, error)) (any, error) {
 	type outcome struct {
 		v   any
@@ -262,7 +262,7 @@ func (q *Queen) runJob(op string, told func(jobID string, progress float64),
 	}
 	started := make(chan string, 1)
 	done := make(chan outcome, 1)
-	j, err := q.jobs.Start(op, func(ctx context.Context, n *job.Narrator) (any, error) {
+	j, err := q.jobs.Start(op, subject, func(ctx context.Context, n *job.Narrator) (any, error) {
 		out := outcome{err: fault.New(fault.Internal, "internal", "The operation %s failed inside Apiary; the agent's log has the cause.", op)}
 		defer func() { done <- out }() // also when f panics
 		id := <-started
@@ -327,7 +327,7 @@ func (q *Queen) respawn(slot registry.Slot) {
 			d.jobID = jobID
 			q.demands.mu.Unlock()
 		}
-		_, err := q.runJob(contract.OpWorkerSpawn, told, func(ctx context.Context, n *job.Narrator, _ func(contract.Narration)) (any, error) {
+		_, err := q.runJob(contract.OpWorkerSpawn, slot.ModelID, told, func(ctx context.Context, n *job.Narrator, _ func(contract.Narration)) (any, error) {
 			r := &spawning{q: q, n: n, automatic: true, spec: spec}
 			v, err := r.run(ctx)
 			begun = r.begun

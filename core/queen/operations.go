@@ -229,7 +229,7 @@ func (q *Queen) Deleted(id string) bool {
 
 // endSurplus deletes a worker as a person would, so that its story can be followed.
 func (q *Queen) endSurplus(id string) {
-	_, err := q.runJob(contract.OpWorkerDelete, func(string, float64) {}, func(ctx context.Context, n *job.Narrator, _ func(contract.Narration)) (any, error) {
+	_, err := q.runJob(contract.OpWorkerDelete, id, func(string, float64) {}, func(ctx context.Context, n *job.Narrator, _ func(contract.Narration)) (any, error) {
 		return q.deleteWorker(ctx, n, id, false)
 	})
 	if err != nil {

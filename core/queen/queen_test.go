@@ -377,7 +377,7 @@ func TestStart(t *testing.T) {
 		if w := q.get("/readyz"); w.Code != 503 {
 			t.Errorf("ready although it has stopped: %d", w.Code)
 		}
-		if _, err := q.jobs.Start("x", nil); fault.KindOf(err) != fault.Unavailable {
+		if _, err := q.jobs.Start("x", "", nil); fault.KindOf(err) != fault.Unavailable {
 			t.Errorf("a job after the end: %v", err)
 		}
 	})
