@@ -454,6 +454,46 @@ func TestPoison(t *testing.T) {
 	}
 }
 
+// One death is one, however many copies of a request it ended; the second worker that they end makes them poison.
+func TestPoisonCountsDeathsNotRequests(t *testing.T) {
+	h := newHub(t, gateway.Limits{})
+	h.paused = true
+	const copies = 3
+	run := func(incarnation int64) {
+		w := newStub(t, "w1", func(c *stubConn, r request) bool {
+			c.say(sseHead + chunked(chunk))
+			c.closed()
+			return false
+		})
+		h.seq = 0
+		info := h.info(w, copies)
+		info.Incarnation = incarnation
+		h.beat(info)
+		var clients sync.WaitGroup
+		for range copies {
+			clients.Go(func() {
+				if res, b := h.chat(true); res.StatusCode != 200 || !strings.Contains(b, "worker lost") {
+					t.Errorf("incarnation %d: %d %q", incarnation, res.StatusCode, b)
+				}
+			})
+		}
+		eventually(t, "all copies run", func() bool { return len(w.requests()) == copies })
+		w.kill()
+		clients.Wait()
+	}
+	run(1)
+	run(2) // the same request is still taken
+	w := newStub(t, "w2", func(c *stubConn, r request) bool {
+		c.say(sseHead + chunked(chunk, done) + lastChunk)
+		return true
+	})
+	h.add(w, 1)
+	res, b := h.chat(true)
+	if e := errorOf(t, b); res.StatusCode != 422 || e.Code != "poison_request" || len(w.requests()) != 0 {
+		t.Errorf("after two deaths: %d %s", res.StatusCode, b)
+	}
+}
+
 // A client that does not read is cut off, and costs little memory (F8, T42).
 func TestSlowReader(t *testing.T) {
 	h := newHub(t, gateway.Limits{})

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"hash/maphash"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,7 +26,14 @@ type poisonTable struct {
 
 type poisonEntry struct {
 	deaths int
-	at     time.Time // of the last one
+	ended  [poisonDeaths]workerRun // the first deaths of them
+	at     time.Time               // of the last one
+}
+
+// workerRun is one life of a worker: it ends once, however many requests it takes with it.
+type workerRun struct {
+	id          string
+	incarnation int64
 }
 
 func (p *poisonTable) init(keep time.Duration) {
@@ -48,15 +56,24 @@ func (p *poisonTable) refused(hash uint64, now time.Time) bool {
 	return e.deaths >= poisonDeaths
 }
 
-// died notes that a worker died while the request was running there, and reports whether that makes it poison.
-func (p *poisonTable) died(hash uint64, now time.Time) bool {
+// died notes that a worker died while the request was running there, and reports whether that makes it poison. Copies of one
+// request that ran there side by side are one death.
+func (p *poisonTable) died(hash uint64, w workerRun, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	e := p.entries[hash]
+	e, known := p.entries[hash]
 	if now.Sub(e.at) >= p.keep {
 		e.deaths = 0
 	}
-	if _, known := p.entries[hash]; !known && len(p.entries) >= maxPoison {
+	switch {
+	case e.deaths >= poisonDeaths:
+	case slices.Contains(e.ended[:e.deaths], w):
+		return false
+	default:
+		e.ended[e.deaths] = w
+		e.deaths++
+	}
+	if !known && len(p.entries) >= maxPoison {
 		var oldest uint64
 		at := now
 		for h, e := range p.entries {
@@ -66,7 +83,6 @@ func (p *poisonTable) died(hash uint64, now time.Time) bool {
 		}
 		delete(p.entries, oldest)
 	}
-	e.deaths++
 	e.at = now
 	p.entries[hash] = e
 	p.n.Store(int64(len(p.entries)))

@@ -252,7 +252,7 @@ func (f *flight) lost(cause error) error {
 		f.g.failed(f.backend, registry.FailureError)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		f.g.failed(f.backend, registry.FailureDialRefused)
-		if f.g.poison.died(f.hash, time.Now()) && !f.committed {
+		if f.g.poison.died(f.hash, workerRun{f.backend.id, f.backend.incarnation}, time.Now()) && !f.committed {
 			return errPoison()
 		}
 	default:
