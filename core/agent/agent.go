@@ -31,6 +31,7 @@ type Options struct {
 	Executable string          // this executable, absolute: it is also the launcher of children and the echo worker
 	Insecure   bool            // listen off loopback although there are no keys and certificates
 	Hurry      <-chan struct{} // closed to stop within five seconds instead of draining; nil: never
+	Started    func()          // called once when the roles are built, before anybody can learn where they are; nil: nothing
 	Log        *slog.Logger
 }
 
@@ -64,6 +65,11 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer func() { _ = lock.Close() }()
 	runFile := runPath(cfg.Home, "agent.json")
+	if f, err := folder.OpenFile(runFile, os.O_RDONLY, 0); err == nil {
+		_ = f.Close()
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("look at the run file of an earlier agent: %w", err)
+	}
 	if err := os.Remove(runFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the run file of an earlier agent: %w", err)
 	}
@@ -90,6 +96,9 @@ func Run(ctx context.Context, o Options) error {
 	me, err := self()
 	if err != nil {
 		return err
+	}
+	if o.Started != nil {
+		o.Started()
 	}
 	record := RunFile{NodeID: n.id, Process: me, Roles: cfg.Agent.Roles, Queen: a.queenURL, Hive: a.hiveURL, Version: o.Version, StartedAt: time.Now().UTC()}
 	if err := writeJSON(runFile, record); err != nil {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -57,6 +58,36 @@ func TestLinkedFolders(t *testing.T) {
 	for what, err := range map[string]error{"lock": lock, "locked": locked, "read": read} {
 		if f := fault.As(err); f == nil || f.Code != folder.CodeUnsafe || !strings.Contains(f.Message, filepath.Join(home, "run")) {
 			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// A FIFO, a device or a folder in the place of one of the agent's files is refused by name, at once.
+func TestIrregularFiles(t *testing.T) {
+	for _, file := range []string{"node.json", "run/lock", "run/agent.json"} {
+		for kind, make := range map[string]func(string) error{
+			"FIFO": func(p string) error { return syscall.Mkfifo(p, 0o600) }, "folder": func(p string) error { return os.Mkdir(p, 0o700) },
+		} {
+			home := t.TempDir()
+			path := filepath.Join(home, file)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), make(path)); err != nil {
+				t.Fatal(err)
+			}
+			errs := map[string]error{}
+			switch file {
+			case "node.json":
+				_, errs["node id"] = nodeID(home)
+			case "run/lock":
+				_, errs["lock"] = lockHome(home)
+				_, errs["locked"] = Locked(home)
+			case "run/agent.json":
+				_, errs["read"] = ReadRunFile(home)
+			}
+			for what, err := range errs {
+				if f := fault.As(err); f == nil || f.Code != folder.CodeUnsafeFile || !strings.Contains(f.Message, path) || !strings.Contains(f.Message, kind) {
+					t.Errorf("%s, %s: %v", kind, what, err)
+				}
+			}
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/artifact"
+	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/folder"
 )
@@ -62,7 +63,7 @@ func (n *nativeExecutable) find() (string, error) {
 	dir := filepath.Join(n.home, "engines", nativeWorker, n.version+"-"+hex.EncodeToString(sum[:])[:12])
 	path := filepath.Join(dir, nativeWorker)
 	// The file is compared as a whole: a machine that lost power may have kept its name and lost its bytes.
-	if b, err := os.ReadFile(path); err == nil && bytes.Equal(b, n.carried) {
+	if b, err := folder.ReadFile(path, contract.Bytes(len(n.carried))); err == nil && bytes.Equal(b, n.carried) {
 		return path, nil
 	}
 	if err := folder.Make(n.home, "engines/"+nativeWorker+"/"+filepath.Base(dir)); err != nil {

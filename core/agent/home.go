@@ -33,6 +33,9 @@ type RunFile struct {
 // CodeAlreadyRunning is the code of the conflict that Run returns when another agent holds the data folder.
 const CodeAlreadyRunning = "agent_already_running"
 
+// maxRecord bounds what is read of a file with a record of ours.
+const maxRecord = 64 << 10
+
 func runPath(home, name string) string { return filepath.Join(home, "run", name) }
 
 // LogPath is where an agent in the background logs.
@@ -44,7 +47,7 @@ func ReadRunFile(home string) (RunFile, error) {
 	if err := folder.Check(home, "run"); err != nil {
 		return r, err
 	}
-	b, err := os.ReadFile(runPath(home, "agent.json"))
+	b, err := folder.ReadFile(runPath(home, "agent.json"), maxRecord)
 	if err != nil {
 		return r, fmt.Errorf("read the run file: %w", err)
 	}
@@ -59,7 +62,7 @@ func Locked(home string) (bool, error) {
 	if err := folder.Check(home, "run"); err != nil {
 		return false, err
 	}
-	f, err := os.OpenFile(runPath(home, "lock"), os.O_RDWR, 0)
+	f, err := folder.OpenFile(runPath(home, "lock"), os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -83,7 +86,7 @@ func lockHome(home string) (*os.File, error) {
 	if err := folder.Make(home, "run"); err != nil {
 		return nil, fmt.Errorf("make the run folder: %w", folder.Full(err, home, "the run folder", 0))
 	}
-	f, err := os.OpenFile(runPath(home, "lock"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	f, err := folder.OpenFile(runPath(home, "lock"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the agent's lock: %w", folder.Full(err, home, "the agent's lock", 0))
 	}
@@ -114,7 +117,7 @@ func NodeID(home string) (string, error) {
 	var node struct {
 		ID string `json:"id"`
 	}
-	b, err := os.ReadFile(path)
+	b, err := folder.ReadFile(path, maxRecord)
 	if err != nil {
 		return "", fmt.Errorf("read the node's id: %w", err)
 	}

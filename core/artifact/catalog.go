@@ -15,6 +15,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 )
 
 // maxEntry bounds a catalog file.
@@ -70,7 +71,7 @@ func readCatalog[T any](s *Store, kind string) ([]T, error) {
 }
 
 func readEntry[T any](path string) (v T, err error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	f, err := folder.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return v, err
 	}

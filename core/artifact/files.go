@@ -100,7 +100,7 @@ const lockPoll = 50 * time.Millisecond
 func (s *Store) lock(ctx context.Context, name string, waiting func()) (unlock func(), err error) {
 	path := s.path("partial", name+".lock")
 	for first := true; ; first = false {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		f, err := folder.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 		if err != nil {
 			return nil, s.noSpace(fmt.Errorf("open lock: %w", err), "a lock file", 0)
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -25,7 +26,7 @@ type note struct {
 
 func (t *transfer) readNote(url string) string {
 	var n note
-	b, err := os.ReadFile(t.note)
+	b, err := folder.ReadFile(t.note, 64<<10)
 	if err != nil || json.Unmarshal(b, &n) != nil || n.URL != url {
 		return ""
 	}

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -319,6 +320,31 @@ func TestSweep(t *testing.T) {
 }
 
 // Two models share a blob: it stays until the second is removed.
+// Locks and catalog entries that are FIFOs are not waited for.
+func TestIrregularFiles(t *testing.T) {
+	home := t.TempDir()
+	if err := folder.Make(home, "partial", "catalog/models"); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(filepath.Join(home, "catalog", "models", "x.json"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(Options{Home: home})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all, err := s.Models(); err != nil || len(all) != 0 {
+		t.Errorf("%v, %v", all, err)
+	}
+	lock := filepath.Join(home, "partial", "catalog.lock")
+	if err := syscall.Mkfifo(lock, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(Options{Home: home}); fault.As(err) == nil || fault.As(err).Code != folder.CodeUnsafeFile || !strings.Contains(err.Error(), lock) {
+		t.Errorf("a lock: %v", err)
+	}
+}
+
 func TestSharedBlob(t *testing.T) {
 	body := ggufFile(7, 0, 1, 1000)
 	web := newServer(t, body)

@@ -258,7 +258,7 @@ func (t *transfer) size() int64 {
 }
 
 func (t *transfer) openPart() (*os.File, error) {
-	f, err := os.OpenFile(t.part, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	f, err := folder.OpenFile(t.part, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, &writeError{fmt.Errorf("open partial file: %w", err)}
 	}

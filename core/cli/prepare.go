@@ -15,6 +15,7 @@ import (
 	"github.com/apiary-dev/apiary/core/client"
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 )
 
 // prepared is a model that a worker serves.
@@ -150,7 +151,7 @@ func (c *conn) serve(ctx context.Context, s *story, view contract.ModelView, w *
 // oneAtATime makes commands of one data folder prepare models one after the other: two that want the same one would start a
 // worker each. The lock ends with the process that holds it.
 func (c *conn) oneAtATime(ctx context.Context, s *story) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(c.home, "run", "prepare.lock"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	f, err := folder.OpenFile(filepath.Join(c.home, "run", "prepare.lock"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
 		return func() {}, nil // the agent is another machine's
 	}

@@ -68,7 +68,10 @@ func (a *app) serve(f agentFlags) error {
 	hurry, ended := make(chan struct{}), make(chan struct{})
 	o.Hurry = hurry
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // the last: its terminal was closed
+	// Until it has started there is nothing to end in order, and a step of the start may take long: a signal ends the process.
+	o.Started = func() {
+		signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // the last: its terminal was closed
+	}
 	defer close(ended)
 	go func() {
 		defer signal.Stop(signals) // a third signal ends the process at once

@@ -8,11 +8,13 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/core/process"
 	"github.com/apiary-dev/apiary/core/secret"
 )
@@ -73,6 +75,78 @@ func TestGracefulStop(t *testing.T) {
 	}
 	if err := process.Verify(worker.Identity()); err != nil {
 		t.Errorf("the worker did not outlive its agent: %v", err)
+	}
+}
+
+// TestSignalDuringStart: an agent whose start is held up ends on SIGTERM.
+func TestSignalDuringStart(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, slowEcho)
+	if err := os.MkdirAll(filepath.Join(n.home, "partial"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// The start waits some seconds for the catalog of a store that another process changes.
+	lock, err := os.Create(filepath.Join(n.home, "partial", "catalog.lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lock.Close() }()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	cmd := n.command("agent")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { _ = cmd.Wait(); close(ended) }()
+	n.until(20*time.Second, "the start gets to the keys", func() bool {
+		_, err := os.Stat(filepath.Join(n.home, "secrets", secret.AdminKeyFile))
+		return err == nil
+	})
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	waitExit(t, cmd, ended, 20*time.Second)
+	if s, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !s.Signaled() || s.Signal() != syscall.SIGTERM {
+		t.Errorf("it ended with %v", cmd.ProcessState)
+	}
+}
+
+// TestIrregularFiles: commands do not wait at a FIFO in the place of a file of the data folder, but name it.
+func TestIrregularFiles(t *testing.T) {
+	t.Parallel()
+	for _, file := range []string{"node.json", "run/lock", "run/agent.json", "secrets/admin.key", "agent.log", "partial/catalog.lock"} {
+		for _, args := range [][]string{{"agent"}, {"run"}, {"stop"}, {"agent", "--background"}} {
+			if file == "agent.log" && len(args) == 1 && args[0] == "agent" {
+				continue // an agent in the foreground has none
+			}
+			n := newNode(t, slowEcho)
+			path := filepath.Join(n.home, file)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), syscall.Mkfifo(path, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			cmd := exec.CommandContext(ctx, n.command(args...).Path, args...)
+			cmd.Env = n.command().Env
+			out, err := cmd.CombinedOutput()
+			if ctx.Err() != nil {
+				t.Errorf("%v with %s a FIFO hangs", args, file)
+			}
+			cancel()
+			text := string(out)
+			if b, logErr := folder.ReadFile(filepath.Join(n.home, "agent.log"), 1<<20); logErr == nil {
+				text += string(b)
+			}
+			// Without an agent to end, stop needs no more than these.
+			uses := args[0] != "stop" || file == "node.json" || file == "run/lock"
+			if uses && (err == nil || !strings.Contains(text, path)) {
+				t.Errorf("%v with %s a FIFO: %v\n%s", args, file, err, text)
+			}
+			if err := os.Remove(path); err != nil {
+				t.Error(err)
+			}
+		}
 	}
 }
 

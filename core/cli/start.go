@@ -20,6 +20,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/agent"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 )
 
 // startLimit bounds the wait for an agent in the background to be ready.
@@ -88,7 +89,7 @@ func (a *app) startAgent(t target) (*background, error) {
 	if err := os.MkdirAll(t.home, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data folder: %w", err)
 	}
-	logFile, err := os.OpenFile(agent.LogPath(t.home), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	logFile, err := folder.OpenFile(agent.LogPath(t.home), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the agent's log: %w", err)
 	}
@@ -200,7 +201,7 @@ func quoted(lines []string) string {
 
 // lastLines returns the last n lines that a log has beyond an offset, in a form for people.
 func lastLines(path string, from int64, n int) []string {
-	f, err := os.Open(path)
+	f, err := folder.OpenFile(path, os.O_RDONLY, 0)
 	if err != nil {
 		return nil
 	}

@@ -1,5 +1,5 @@
-// Package folder makes and checks the folders below APIARY_HOME, and has the words for a full disk. It knows the names of the
-// folders and not what is in them.
+// Package folder makes and checks the folders below APIARY_HOME, opens the files in them, and has the words for a full disk. It
+// knows the names of the folders and not what is in them.
 package folder
 
 import (

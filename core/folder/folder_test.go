@@ -104,3 +104,37 @@ func TestFull(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// What is no regular file is refused by name, and opening it does not wait for somebody at the other end of a FIFO.
+func TestOpenFile(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	for _, err := range []error{
+		os.WriteFile(at("file"), []byte("12345"), 0o600), os.Mkdir(at("dir"), 0o700), syscall.Mkfifo(at("fifo"), 0o600),
+		os.Symlink("file", at("link")), os.Symlink("fifo", at("to-fifo")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range []string{at("dir"), at("fifo"), at("to-fifo"), "/dev/null"} {
+		for _, flag := range []int{os.O_RDONLY, os.O_WRONLY | os.O_APPEND | os.O_CREATE, os.O_RDWR | os.O_CREATE | syscall.O_NOFOLLOW} {
+			f, err := OpenFile(path, flag, 0o600)
+			if e := fault.As(err); err == nil || e.Kind != fault.Conflict || e.Code != CodeUnsafeFile || !strings.Contains(e.Message, path) {
+				t.Errorf("%s with %x: %v, %v", path, flag, f, err)
+			}
+		}
+	}
+	if _, err := OpenFile(at("link"), os.O_RDONLY|syscall.O_NOFOLLOW, 0); fault.As(err).Code != CodeUnsafeFile {
+		t.Errorf("a link: %v", err)
+	}
+	if b, err := ReadFile(at("link"), 5); err != nil || string(b) != "12345" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if _, err := ReadFile(at("file"), 4); fault.As(err).Code != CodeUnsafeFile {
+		t.Errorf("a file that is too large: %v", err)
+	}
+	if _, err := ReadFile(at("none"), 4); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a missing one: %v", err)
+	}
+}

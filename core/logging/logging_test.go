@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -184,6 +185,25 @@ func TestFileContinuesAndSurvivesRefusedRename(t *testing.T) {
 	b, _ := os.ReadFile(path)
 	if want := "old\n" + strings.Repeat("new line\n", 4); string(b) != want {
 		t.Errorf("%q", b)
+	}
+}
+
+func TestFileIsRegular(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// With a reader the open succeeds; without one it must not wait.
+	if _, err := OpenFile(path, 10, 1); err == nil {
+		t.Error("a FIFO without a reader is taken")
+	}
+	r, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	if _, err := OpenFile(path, 10, 1); err == nil || !strings.Contains(err.Error(), path+" is not a regular file") {
+		t.Errorf("a FIFO with a reader: %v", err)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 )
 
 // launchTimeout bounds the time from fork to exec.
@@ -36,7 +37,7 @@ func Start(spec Spec) (*Child, error) {
 	if !filepath.IsAbs(spec.Path) {
 		return nil, fault.New(fault.Invalid, "invalid_path", "The program %q must be named by its absolute path.", spec.Path)
 	}
-	log, err := os.OpenFile(spec.LogPath, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
+	log, err := folder.OpenFile(spec.LogPath, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the log of %s: %w", spec.Path, err)
 	}

@@ -11,11 +11,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // Secret is a string that prints as *** in every format, in JSON and in logs. Reveal gives the value.
@@ -102,11 +104,19 @@ func LoadOrCreate(dir, name string) (Secret, error) {
 
 // Load reads a key file made by LoadOrCreate. A missing one is fs.ErrNotExist.
 func Load(path string) (Secret, error) {
-	b, err := os.ReadFile(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // opening a FIFO must not wait for a writer
 	if err != nil {
 		return "", fmt.Errorf("read key: %w", err)
 	}
-	st, err := os.Stat(path)
+	defer func() { _ = f.Close() }()
+	st, err := f.Stat()
+	if err != nil {
+		return "", fmt.Errorf("read key: %w", err)
+	}
+	if !st.Mode().IsRegular() {
+		return "", fmt.Errorf("key file %s is not a regular file; move it away to have a new one made", path)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, 1<<10))
 	if err != nil {
 		return "", fmt.Errorf("read key: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/apiary-dev/apiary/core/secret"
@@ -87,6 +88,19 @@ func TestLoadRefusesDamagedKeys(t *testing.T) {
 		}
 		if _, err := secret.Load(path); err == nil {
 			t.Errorf("a key file with %d bytes and mode %v is accepted", len(content), mode)
+		}
+	}
+}
+
+func TestLoadDoesNotWait(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "k")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{path, dir} {
+		if _, err := secret.LoadOrCreate(filepath.Dir(p), filepath.Base(p)); err == nil || !strings.Contains(err.Error(), p+" is not a regular file") {
+			t.Errorf("%s: %v", p, err)
 		}
 	}
 }
