@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/agent"
@@ -132,23 +133,48 @@ const (
 	ready
 )
 
+// A connection that is broken off without a word may be one of an agent that was killed a moment ago, or is being started again:
+// it is looked at again for a second before it counts as nobody.
+const (
+	moreLooks = 20
+	nextLook  = 50 * time.Millisecond
+)
+
 // look asks what answers at the target now.
 func (t target) look(ctx context.Context) state {
+	for more := moreLooks; ; more-- {
+		s, mute := t.glance(ctx)
+		if !mute || more == 0 {
+			return s
+		}
+		select {
+		case <-ctx.Done():
+			return s
+		case <-time.After(nextLook):
+		}
+	}
+}
+
+// glance is one look. mute says that somebody took the connection and broke it off without an answer.
+func (t target) glance(ctx context.Context) (s state, mute bool) {
 	health, err := get(ctx, t.base+"/healthz")
 	if err != nil {
 		var op *net.OpError
-		if errors.As(err, &op) && op.Op == "dial" {
-			return nobody
+		switch {
+		case errors.As(err, &op) && op.Op == "dial":
+			return nobody, false
+		case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, io.EOF):
+			return nobody, true
 		}
-		return stranger
+		return stranger, false
 	}
 	if health != http.StatusOK {
-		return stranger
+		return stranger, false
 	}
 	if code, err := get(ctx, t.base+"/readyz"); err != nil || code != http.StatusOK {
-		return unready
+		return unready, false
 	}
-	return ready
+	return ready, false
 }
 
 func get(ctx context.Context, address string) (int, error) {
