@@ -136,7 +136,7 @@ func hold(c *cobra.Command) {
 func unknownCommand(c *cobra.Command, name string) error {
 	hint := ""
 	// Of a short word two letters are most of it.
-	for distance := 1; distance <= min(2, len(name)/2-1) && hint == ""; distance++ {
+	for distance := 1; distance <= min(2, len(name)/2) && hint == ""; distance++ {
 		c.SuggestionsMinimumDistance = distance
 		near := c.SuggestionsFor(name)
 		if len(near) > 0 {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -102,7 +103,11 @@ func (n *node) run(out any, args ...string) {
 	n.t.Helper()
 	b, err := n.command(append(args, "--json")...).Output()
 	if err != nil {
-		n.t.Fatalf("apiary %s: %v %s", strings.Join(args, " "), err, b)
+		var stderr []byte
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+			stderr = exit.Stderr
+		}
+		n.t.Fatalf("apiary %s: %v %s%s", strings.Join(args, " "), err, b, stderr)
 	}
 	if out != nil {
 		if err := json.Unmarshal(b, out); err != nil {

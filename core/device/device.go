@@ -132,7 +132,7 @@ func CheckThreads(machine string, have []contract.Device, threads int) error {
 	if have[i].Cores == 1 {
 		cores = "1 core"
 	}
-	return fault.New(fault.Invalid, "too_many_threads", "The machine %s has %s, and a worker can have as many threads; %d were asked for. Leave the threads out for the cores that are free.",
+	return fault.New(fault.Invalid, "too_many_threads", "The machine %s has %s, and a worker there can have at most that many threads; %d were asked for. Leave the threads out for the cores that are free.",
 		machine, cores, threads).WithParam("threads")
 }
 
