@@ -3,6 +3,7 @@ package queen
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
 	"sync"
 	"time"
@@ -88,7 +89,7 @@ func (q *Queen) Demand(name string) registry.Demand {
 			return out
 		}
 	} else if !d.running && q.now() < d.until {
-		return registry.Demand{State: registry.DemandFailed, Err: d.err, RetryAfter: d.until - q.now()}
+		return registry.Demand{State: registry.DemandFailed, Err: forCaller(d.err, name), RetryAfter: d.until - q.now()}
 	}
 	if !d.running {
 		for i := range s.Workers { // begun by a former queen, and loading
@@ -141,13 +142,13 @@ func (q *Queen) past(d *demand, modelID, name string) (out registry.Demand, fina
 	case v.Live && !d.running:
 		return registry.Demand{State: registry.DemandStarting, RetryAfter: retryLoad}, true
 	case v.Wait > 0 && !d.running:
-		err := d.err
+		err := forCaller(d.err, name)
 		if err == nil || v.Exit != nil {
 			err = pastFault(name, slot, v)
 		}
 		return registry.Demand{State: registry.DemandFailed, Err: err, RetryAfter: v.Wait}, true
 	case !d.running && q.now() < d.until:
-		return registry.Demand{State: registry.DemandFailed, Err: d.err, RetryAfter: d.until - q.now()}, true
+		return registry.Demand{State: registry.DemandFailed, Err: forCaller(d.err, name), RetryAfter: d.until - q.now()}, true
 	}
 	return out, false
 }
@@ -194,6 +195,26 @@ func unavailable(err error) error {
 			e.Kind = fault.Unavailable
 		}
 		e.Status = 0
+	}
+	return &e
+}
+
+// private finds what a caller of inference is not told: absolute paths, also in references, and addresses inside a network.
+var private = regexp.MustCompile(`(^|[^A-Za-z0-9/._~:-])/|:/[^/]|file:|localhost|[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+|\[[0-9a-fA-F]*:`)
+
+// forCaller is the failure of an attempt in the words for a caller of inference, who knows the model by name: its code, and its
+// message where that tells nothing of this machine. The job that failed has the rest, for those who may see jobs.
+func forCaller(err error, name string) error {
+	if err == nil {
+		return nil
+	}
+	e := *fault.As(err)
+	switch {
+	case e.Code == codeModelNotFound:
+		e.Message = fmt.Sprintf("The model %s is not there any more: its files are gone, or cannot be reached; `apiary job list` says which.", quoted(name))
+		e.Param = "model"
+	case private.MatchString(e.Message):
+		e.Message = fmt.Sprintf("The model %s cannot be served at the moment (%s); `apiary job list` says why.", quoted(name), e.Code)
 	}
 	return &e
 }

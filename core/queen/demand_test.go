@@ -3,6 +3,7 @@ package queen
 import (
 	"encoding/json"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -89,6 +90,42 @@ func TestFetchThatFailsIsRemembered(t *testing.T) {
 	}
 	if fault.KindOf(d.Err) != fault.Unavailable || d.RetryAfter < 40*time.Minute || h.did(contract.OpModelDownload) != 1 {
 		t.Errorf("demand %+v after %d downloads", d, h.did(contract.OpModelDownload))
+	}
+}
+
+// TestCallersHearNoPaths (S21): a caller of inference gets the code of the cause and the name that it used; paths and addresses are in
+// the job, for those who may see it.
+func TestCallersHearNoPaths(t *testing.T) {
+	for _, c := range []struct {
+		err    *fault.Error
+		status int
+		want   string
+	}{
+		{fault.New(fault.NotFound, "model_not_found", "There is no file /data/secret/m.gguf; check the path."), 404, "its files are gone"},
+		{fault.New(fault.Denied, "model_unreadable", "Apiary may not read /data/secret/m.gguf; check its permissions."), 503, "(model_unreadable)"},
+		{fault.New(fault.Conflict, "model_changed", "file:/data/secret/m.gguf has changed since it was added."), 503, "(model_changed)"},
+		{fault.New(fault.Exhausted, "no_space", "The disk that holds /data/secret is full."), 503, "(no_space)"},
+		{fault.New(fault.Unavailable, "unreachable", "open:/data/secret failed"), 503, "(unreachable)"},
+		{fault.New(fault.Unavailable, "unreachable", "http://10.1.2.3:9000 does not answer."), 503, "(unreachable)"},
+		{fault.New(fault.Denied, "gated", "Accept the licence at https://hub.example/org/repo first."), 503, "Accept the licence at https://hub.example/org/repo first."},
+		{fault.New(fault.Internal, "internal", "open /data/secret/x: input/output error"), 503, "job list"},
+	} {
+		h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+		h.fail[contract.OpWorkerSpawn] = c.err
+		a := startQueen(t, Options{Models: []Model{{Name: "mine", Source: modelRef}}, Registry: registry.Params{Backoff: []time.Duration{0, time.Hour}}}, h)
+		var d registry.Demand
+		a.until("it failed", func() bool { d = a.Demand("mine"); return d.Err != nil })
+		e := fault.As(d.Err)
+		if fault.HTTPStatus(d.Err) != c.status || !strings.Contains(e.Message, c.want) || strings.Contains(e.Message, "secret") || strings.Contains(e.Message, "10.1") {
+			t.Errorf("%s: %d %q", c.err.Code, fault.HTTPStatus(d.Err), e.Message)
+		}
+		if c.err.Code != "gated" && c.err.Code != "internal" && (e.Code != c.err.Code || !strings.Contains(e.Message, `"mine"`)) {
+			t.Errorf("%s: %s %q", c.err.Code, e.Code, e.Message)
+		}
+		jobs := a.jobs.List()
+		if c.err.Kind != fault.Internal && !slices.ContainsFunc(jobs, func(j contract.Job) bool { return j.Error != nil && strings.Contains(j.Error.Message, c.err.Message) }) {
+			t.Errorf("%s: jobs %+v", c.err.Code, jobs)
+		}
 	}
 }
 
