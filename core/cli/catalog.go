@@ -216,7 +216,7 @@ func fetch[T any](ctx context.Context, a *app, operation any, label string, id f
 	if isTerminal(a.out) {
 		return nil // the story has it
 	}
-	_, err = fmt.Fprintln(a.out, id(result))
+	_, err = fmt.Fprintln(a.out, printable(id(result)))
 	return err
 }
 
@@ -234,7 +234,7 @@ func (a *app) remove(ctx context.Context, operation any, what string) error {
 	if a.json {
 		return a.printJSON(result)
 	}
-	_, err = fmt.Fprintf(a.err, "Removed %s.\n", what)
+	_, err = fmt.Fprintf(a.err, "Removed %s.\n", printable(what))
 	return err
 }
 
@@ -256,7 +256,7 @@ func (a *app) fields(rows [][2]string) error {
 		if r[1] == "" {
 			continue
 		}
-		if _, err := fmt.Fprintf(a.out, "%-*s  %s\n", width, r[0], r[1]); err != nil {
+		if _, err := fmt.Fprintf(a.out, "%-*s  %s\n", width, r[0], printable(r[1])); err != nil {
 			return err
 		}
 	}

@@ -76,7 +76,7 @@ func (a *app) converse(ctx context.Context, model, system string, f samplingFlag
 	}
 	h.history = opening(system)
 	if h.terminal {
-		_, _ = fmt.Fprintf(a.err, "Talking with %s. /bye or Ctrl-D ends the chat, Ctrl-C an answer; /help says more.\n", h.p.name)
+		_, _ = fmt.Fprintf(a.err, "Talking with %s. /bye or Ctrl-D ends the chat, Ctrl-C an answer; /help says more.\n", printable(h.p.name))
 	}
 	return h.talk(ctx)
 }

@@ -271,6 +271,26 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// Foreign text reaches a terminal without what would change the look of the text around it.
+func TestHiddenCharactersAreEscaped(t *testing.T) {
+	const foreign, shown = "a\u202eb\u2028c\x1b[31m\u200bd", `a\u202eb\u2028c[31m\u200bd`
+	a, out, stderr := testApp("")
+	if err := a.table([]string{"NAME", "X"}, [][]string{{foreign, "y"}}, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.fields([][2]string{{"name", foreign}}); err != nil {
+		t.Fatal(err)
+	}
+	a.fail(fault.New(fault.Invalid, "x", "There is no %s here.\nA second line.", foreign))
+	s := newStory(stderr, nil)
+	s.step("model ")
+	s.done("%s", foreign)
+	got := out.String() + stderr.String()
+	if strings.Count(got, shown) != 4 || contract.HasHidden(strings.ReplaceAll(got, "\n", "")) || !strings.Contains(got, "here.\nA second line.") {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestStatusTable(t *testing.T) {
 	a, out, _ := testApp("")
 	err := a.showStatus(contract.Status{

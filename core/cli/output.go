@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -39,13 +40,17 @@ func (a *app) table(headings []string, rows [][]string, empty string) error {
 
 func writeTable(w io.Writer, headings []string, rows [][]string) error {
 	widths := make([]int, len(headings))
-	for _, row := range append([][]string{headings}, rows...) {
+	rows = append([][]string{headings}, rows...)
+	for n, row := range rows {
+		rows[n] = slices.Clone(row)
 		for i, cell := range row {
+			cell = printable(cell)
+			rows[n][i] = cell
 			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
 		}
 	}
 	var b strings.Builder
-	for _, row := range append([][]string{headings}, rows...) {
+	for _, row := range rows {
 		for i, cell := range row {
 			b.WriteString(cell)
 			if i < len(row)-1 {
@@ -67,9 +72,9 @@ func (a *app) fail(err error) {
 	case e.Kind == fault.Interrupted:
 		_, _ = fmt.Fprintln(a.err, "Interrupted.")
 	case strings.HasPrefix(e.Message, "Error: "):
-		_, _ = fmt.Fprintln(a.err, plain(strings.TrimRight(e.Message, "\n"), isTerminal(a.err)))
+		_, _ = fmt.Fprintln(a.err, plain(printableLines(strings.TrimRight(e.Message, "\n")), isTerminal(a.err)))
 	default:
-		_, _ = fmt.Fprintln(a.err, "Error: "+plain(sentence(e.Message), isTerminal(a.err)))
+		_, _ = fmt.Fprintln(a.err, "Error: "+plain(sentence(printableLines(e.Message)), isTerminal(a.err)))
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/term"
@@ -147,7 +148,7 @@ func (s *story) clear() {
 
 func (s *story) write(text string) {
 	s.erase()
-	_, _ = fmt.Fprintln(s.w, plain(text, s.terminal))
+	_, _ = fmt.Fprintln(s.w, plain(printableLines(text), s.terminal))
 }
 
 func (s *story) erase() {
@@ -165,14 +166,27 @@ func (s *story) draw(text string) {
 	s.drawn = true
 }
 
-// printable drops control characters, which could move the cursor.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || (r >= 0x7f && r < 0xa0) {
-			return -1
+// printable makes foreign text fit for one line of a terminal: control characters, which could move the cursor, are dropped, and
+// those that change how the text around them looks are written as escapes.
+func printable(s string) string { return escaped(s, "") }
+
+// printableLines is printable for text of several lines.
+func printableLines(s string) string { return escaped(s, "\n\t") }
+
+func escaped(s, kept string) string {
+	if !contract.HasHidden(s) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		switch {
+		case !contract.Hidden(r), strings.ContainsRune(kept, r):
+			b.WriteRune(r)
+		case !unicode.IsControl(r):
+			_, _ = fmt.Fprintf(&b, `\u%04x`, r)
 		}
-		return r
-	}, s)
+	}
+	return b.String()
 }
 
 func clip(s string, width int) string {

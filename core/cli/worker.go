@@ -256,7 +256,7 @@ func (a *app) showStatus(st contract.Status) error {
 	if len(parts) > 0 {
 		summary += ": " + strings.Join(parts, ", ")
 	}
-	if _, err := fmt.Fprintln(a.out, summary); err != nil {
+	if _, err := fmt.Fprintln(a.out, printable(summary)); err != nil {
 		return err
 	}
 	if len(st.Workers) == 0 {

@@ -137,7 +137,7 @@ func checkAdapter(s string) error {
 }
 
 func checkReference(s string) error {
-	if !schemePattern.MatchString(s) || len(s) > 4096 || strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+	if !schemePattern.MatchString(s) || len(s) > 4096 || contract.HasHidden(s) {
 		return fmt.Errorf("%q is not a reference; it has the form scheme:rest, for example \"file:/models/a.gguf\"", s)
 	}
 	return nil

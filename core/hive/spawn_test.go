@@ -159,6 +159,7 @@ func TestArguments(t *testing.T) {
 		"model: option":        func(s *contract.WorkerSpawn) { s.Model = "--host=0.0.0.0" },
 		"model: short option":  func(s *contract.WorkerSpawn) { s.Model = "-m/etc/passwd" },
 		"model: newline":       func(s *contract.WorkerSpawn) { s.Model = "file:/a\nb" },
+		"model: reversed":      func(s *contract.WorkerSpawn) { s.Model = "file:/a\u202eb" },
 		"model: NUL":           func(s *contract.WorkerSpawn) { s.Model = "file:/a\x00b" },
 		"worker: option":       func(s *contract.WorkerSpawn) { s.Worker.Source = "-x" },
 		"spawn_key: option":    func(s *contract.WorkerSpawn) { s.SpawnKey = "--hive-id" },

@@ -40,10 +40,10 @@ func invalid(param, format string, args ...any) error {
 	return fault.New(fault.Invalid, "invalid_"+param, format, args...).WithParam(param)
 }
 
-// plain reports whether s may become an argument's value: it cannot be read as an option, ends at no line or NUL, and is no
-// longer than n bytes. Nothing passes a shell, so all else is harmless.
+// plain reports whether s may become an argument's value and be shown: it cannot be read as an option, holds nothing that is
+// hidden, and is no longer than n bytes. Nothing passes a shell, so all else is harmless.
 func plain(s string, n int) bool {
-	return s != "" && len(s) <= n && s[0] != '-' && !strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r == 0x7f })
+	return s != "" && len(s) <= n && s[0] != '-' && !contract.HasHidden(s)
 }
 
 func checkName(p patterns, param, s string) error {
@@ -55,7 +55,7 @@ func checkName(p patterns, param, s string) error {
 
 func checkReference(s string) error {
 	if !plain(s, maxArg) {
-		return invalid("reference", "The reference %q is not allowed: it must not be empty, begin with a hyphen or hold control characters.", s)
+		return invalid("reference", "The reference %q is not allowed: it must not be empty, begin with a hyphen or hold control or format characters.", s)
 	}
 	return nil
 }
@@ -66,13 +66,13 @@ func checkSpawn(p patterns, s contract.WorkerSpawn) error {
 		return err
 	}
 	if !plain(s.Model, maxArg) {
-		return invalid("model", "The model reference %q is not allowed: it must not be empty, begin with a hyphen or hold control characters.", s.Model)
+		return invalid("model", "The model reference %q is not allowed: it must not be empty, begin with a hyphen or hold control or format characters.", s.Model)
 	}
 	if s.Worker.Source != "" && !plain(s.Worker.Source, maxArg) {
-		return invalid("worker", "The engine reference %q is not allowed: it must not begin with a hyphen or hold control characters.", s.Worker.Source)
+		return invalid("worker", "The engine reference %q is not allowed: it must not begin with a hyphen or hold control or format characters.", s.Worker.Source)
 	}
 	if s.SpawnKey != "" && !plain(s.SpawnKey, maxKey) {
-		return invalid("spawn_key", "The spawn key %q is not allowed: it must be at most %d characters, not begin with a hyphen and hold no control characters.", s.SpawnKey, maxKey)
+		return invalid("spawn_key", "The spawn key %q is not allowed: it must be at most %d characters, not begin with a hyphen and hold no control or format characters.", s.SpawnKey, maxKey)
 	}
 	if len(s.Devices) > maxDevices {
 		return invalid("devices", "A worker can have at most %d devices; %d were asked for.", maxDevices, len(s.Devices))

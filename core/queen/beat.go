@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
-	"unicode"
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
@@ -102,8 +101,8 @@ func checkFields(texts []text, counts []count) error {
 			return invalidBeat(t.field, "is missing")
 		case len(t.value) > t.most:
 			return invalidBeat(t.field, "is longer than %d bytes", t.most)
-		case strings.ContainsFunc(t.value, unicode.IsControl):
-			return invalidBeat(t.field, "holds control characters")
+		case contract.HasHidden(t.value):
+			return invalidBeat(t.field, "holds control or format characters")
 		}
 	}
 	for _, n := range counts {

@@ -119,6 +119,11 @@ func check(op string, ref contract.ArtifactRef, worker contract.WorkerRef, spawn
 			return missing("hive_id")
 		}
 	}
+	for field, s := range map[string]string{"reference": ref.Reference, "model": spawn.Model, "source": spawn.Worker.Source} {
+		if contract.HasHidden(s) {
+			return fault.New(fault.Invalid, "invalid_reference", "The reference %s is not allowed: it must not hold control or format characters.", quoted(s)).WithParam(field)
+		}
+	}
 	if len(ref.Reference) > maxReference || len(spawn.Model) > maxReference {
 		return fault.New(fault.Invalid, "reference_too_long", "A reference has at most %d characters.", maxReference).WithParam("reference")
 	}

@@ -254,6 +254,7 @@ func TestRefusedBodies(t *testing.T) {
 		`{"operation":"Infer"}`: "unknown_operation", `{"operation":"ModelGet"}`: "reference_missing", `{"operation":"WorkerGet","worker_id":3}`: "invalid_operation",
 		`{"operation":"WorkerSpawn"}`: "model_missing", `{"operation":"WorkerSpawn","model":"m","slots":-1}`: "invalid_number",
 		`{"operation":"WorkerSpawn","model":"m","worker_id":"-x"}`: "invalid_worker_id", `{"operation":"HiveGet"}`: "hive_id_missing",
+		`{"operation":"ModelDownload","reference":"hf:a/b\u202ec"}`: "invalid_reference", `{"operation":"WorkerSpawn","model":"hf:a/b\u2028c"}`: "invalid_reference",
 		`{"operation":"ModelGet","reference":"` + strings.Repeat("x", 2000) + `"}`: "reference_too_long",
 	} {
 		res, err := send(a.http, "POST", a.base+"/v1/jobs", "", json.RawMessage(body))
