@@ -1,0 +1,6 @@
+//go:build !wasip1
+
+package sdk
+
+// Main does nothing yet but hold the place.
+func Main() {}
