@@ -39,6 +39,7 @@ var ownedBy = map[string][]string{
 	"pgregory.net/rapid":                     {"core/testutil"},
 	"github.com/hashicorp/memberlist":        {"core/gossip"},
 	"github.com/hashicorp/go-plugin":         {"plugins/process", "plugins/sdk"},
+	"github.com/hashicorp/go-hclog":          {"plugins/process", "plugins/sdk"}, // what go-plugin logs to
 	"github.com/hashicorp/go-getter":         {"core/artifact"},
 	"github.com/tetratelabs/wazero":          {"plugins/wasm"},
 	"golang.org/x/sys":                       nil, // free: the standard library's own annex

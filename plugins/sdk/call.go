@@ -47,9 +47,8 @@ func Call[Reply any](ctx context.Context, on vendor.Invoker, method string, req 
 	return reply, nil
 }
 
-// Unimplemented is the error for a method that its receiver does not have.
-func Unimplemented(method string) *vendor.Error {
-	return &vendor.Error{Kind: vendor.KindInvalid, Code: vendor.CodeUnimplemented, Message: "The plugin has no method " + method + "."}
+func unimplemented(method string) *vendor.Error {
+	return &vendor.Error{Kind: vendor.KindInvalid, Code: vendor.CodeUnimplemented, Message: "There is no method " + method + " on the other side."}
 }
 
 func internal(code, message string) *vendor.Error {

@@ -16,7 +16,7 @@ import (
 type handler func(ctx context.Context, request []byte) (any, error)
 
 // Dispatch serves plugin, a vendor.Vendor or a vendor.Provisioner with the optional interfaces that it has, by method name.
-// The plugin gets host with its configuration. A method that it does not have is Unimplemented; a panic, and an error that is no
+// The plugin gets host with its configuration. A method that it does not have is an *Error with CodeUnimplemented; a panic, and an error that is no
 // *vendor.Error, become one of KindInternal. GetInfo fails when the features that the plugin names are not those it has.
 func Dispatch(plugin any, host vendor.Host) vendor.Invoker {
 	d := &dispatcher{who: "plugin", plugin: plugin, host: host}
@@ -90,7 +90,7 @@ func (d *dispatcher) optional() {
 func (d *dispatcher) Invoke(ctx context.Context, name string, request []byte) (reply []byte, err error) {
 	h, ok := d.methods[name]
 	if !ok {
-		return nil, Unimplemented(name)
+		return nil, unimplemented(name)
 	}
 	defer func() {
 		if v := recover(); v != nil {

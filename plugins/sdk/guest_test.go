@@ -90,7 +90,7 @@ func startGuest(t *testing.T, raw []byte) *module {
 	t.Helper()
 	g := &module{t: t, host: &fakeHost{}}
 	ctx := context.Background()
-	r := wazero.NewRuntime(ctx)
+	r := wazero.NewRuntimeWithConfig(ctx, wazero.NewRuntimeConfigInterpreter()) // which starts at once
 	t.Cleanup(func() { _ = r.Close(ctx) })
 	wasi_snapshot_preview1.MustInstantiate(ctx, r)
 	host, last := HostDispatch(g.host), []byte(nil)
