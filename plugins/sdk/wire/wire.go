@@ -13,6 +13,7 @@ import (
 	"errors"
 
 	"github.com/hashicorp/go-plugin"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/protoadapt"
@@ -109,8 +110,11 @@ func FromDetail(d *pluginv1.ErrorDetail) *vendor.Error {
 		Candidates: d.GetCandidates(), RetryAfterMS: d.GetRetryAfterMs()}
 }
 
+// Message is a message of the contract.
+type Message = pb.Message
+
 // Caller sends a message to a method and fills reply.
-type Caller func(ctx context.Context, method string, request, reply pb.Message) error
+type Caller func(ctx context.Context, method string, request, reply Message) error
 
 // Client makes an Invoker of a caller that speaks protobuf.
 func Client(call Caller) vendor.Invoker {
@@ -136,7 +140,7 @@ func (c client) Invoke(ctx context.Context, method string, raw []byte) ([]byte, 
 }
 
 // Serve answers a call that came as protobuf with inv. It decodes the request with decode.
-func Serve(ctx context.Context, inv vendor.Invoker, method string, decode func(pb.Message) error) (pb.Message, error) {
+func Serve(ctx context.Context, inv vendor.Invoker, method string, decode func(Message) error) (Message, error) {
 	request, reply, err := proto.Messages(method)
 	if err != nil {
 		return nil, unimplemented(method)
@@ -160,8 +164,17 @@ func Serve(ctx context.Context, inv vendor.Invoker, method string, decode func(p
 	return reply, nil
 }
 
+// Probe asks a plugin for a sign of life. A plugin that answers with an error gives one.
+func Probe(ctx context.Context, conn grpc.ClientConnInterface) error {
+	err := conn.Invoke(ctx, vendor.MethodGetInfo, &pluginv1.GetInfoRequest{}, &pluginv1.Info{})
+	if ctx.Err() == nil {
+		return nil
+	}
+	return err
+}
+
 // Encode and Decode are the binary form of messages inside HostCall and HostReply.
-func Encode(m pb.Message) ([]byte, error) { return pb.Marshal(m) }
+func Encode(m Message) ([]byte, error) { return pb.Marshal(m) }
 
 // Decode reads what Encode wrote.
-func Decode(raw []byte, m pb.Message) error { return pb.Unmarshal(raw, m) }
+func Decode(raw []byte, m Message) error { return pb.Unmarshal(raw, m) }
