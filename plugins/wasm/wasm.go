@@ -1,0 +1,2 @@
+// Package wasm runs plugins that are WebAssembly modules.
+package wasm
