@@ -82,20 +82,15 @@ func (in *instance) invoke(ctx context.Context, method string, request []byte) (
 
 // exchange writes the request into the guest, runs it, and takes a copy of the reply, whose form it checks.
 func (in *instance) exchange(ctx context.Context, method string, request []byte) ([]byte, error) {
-	at, err := in.call(ctx, in.alloc, method, uint64(len(method)+len(request)))
+	name, err := in.write(ctx, method, []byte(method))
 	if err != nil {
 		return nil, err
 	}
-	ptr := uint32(at)
-	switch mem := in.mod.Memory(); {
-	case ptr == 0:
-		return nil, &vendor.Error{Kind: vendor.KindExhausted, Code: CodeTooLarge, Message: fmt.Sprintf("The plugin has no memory left for the request %s; grant it more.", method)}
-	case uint64(ptr)+uint64(len(method)+len(request)) > uint64(mem.Size()):
-		return nil, protocol("The plugin offers memory that it does not have for the request %s; report it to its author.", method)
-	case !mem.WriteString(ptr, method) || !mem.Write(ptr+uint32(len(method)), request):
-		return nil, protocol("The request %s could not be written into the plugin's memory.", method)
+	req, err := in.write(ctx, method, request)
+	if err != nil {
+		return nil, err
 	}
-	packed, err := in.call(ctx, in.entry, method, uint64(ptr), uint64(len(method)), uint64(ptr)+uint64(len(method)), uint64(len(request)))
+	packed, err := in.call(ctx, in.entry, method, uint64(name), uint64(len(method)), uint64(req), uint64(len(request)))
 	if err != nil {
 		return nil, err
 	}
@@ -114,13 +109,34 @@ func (in *instance) exchange(ctx context.Context, method string, request []byte)
 	case reply[0] > 1 || reply[0] == 1 && length > maxErrorDetail:
 		return nil, protocol("The plugin's answer to %s does not keep the ABI; report it to its author.", method)
 	}
-	if _, err := in.call(ctx, in.free, method, uint64(from)); err != nil {
-		return nil, err
-	}
-	if _, err := in.call(ctx, in.free, method, uint64(ptr)); err != nil {
-		return nil, err
+	for _, ptr := range [...]uint32{from, req, name} {
+		if ptr == 0 {
+			continue
+		}
+		if _, err := in.call(ctx, in.free, method, uint64(ptr)); err != nil {
+			return nil, err
+		}
 	}
 	return reply, nil
+}
+
+// write puts b into memory that the guest offers, and returns where. Nothing is at 0.
+func (in *instance) write(ctx context.Context, method string, b []byte) (uint32, error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	at, err := in.call(ctx, in.alloc, method, uint64(len(b)))
+	if err != nil {
+		return 0, err
+	}
+	ptr := uint32(at)
+	if ptr == 0 {
+		return 0, &vendor.Error{Kind: vendor.KindExhausted, Code: CodeTooLarge, Message: fmt.Sprintf("The plugin has no memory left for the request %s; grant it more.", method)}
+	}
+	if !in.mod.Memory().Write(ptr, b) {
+		return 0, protocol("The plugin offers memory that it does not have for the request %s; report it to its author.", method)
+	}
+	return ptr, nil
 }
 
 // call runs one function of the guest and returns its result, if it has one.

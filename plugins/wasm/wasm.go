@@ -22,9 +22,10 @@
 //	wasi_snapshot_preview1.*                                                 no sockets; there are no files
 //
 // Methods are gRPC names, such as /vendor.v1.Vendor/Resolve, and /host.v1.Host/HttpDo for the host. Messages are canonical proto3
-// JSON. The first byte of what invoke returns is 0 before a reply and 1 before an error, which is a plugin.v1.ErrorDetail. The
-// reply to HttpDo leaves the body out; the call of /host.v1.Host/HttpBody that follows it, without a request, gives the bytes.
-// An instance runs one call at a time and is thrown away after a thousand: nothing but the configuration outlives a call.
+// JSON. The host writes the name, and a request that is not empty, into memory of one alloc each. The first byte of what invoke
+// returns is 0 before a reply and 1 before an error, which is a plugin.v1.ErrorDetail. The reply to HttpDo leaves the body out;
+// the call of /host.v1.Host/HttpBody that follows it, without a request, gives the bytes. An instance runs one call at a time and
+// is thrown away after a thousand: nothing but the configuration outlives a call.
 package wasm
 
 import (

@@ -5,7 +5,7 @@ import "slices"
 // Where the modules of this package have things in their memory.
 const (
 	ReplyAt   = 16      // the reply that Plugin gives
-	RequestAt = 1 << 16 // what alloc returns
+	RequestAt = 1 << 16 // what alloc returns, each time
 )
 
 // Numbers of the imported functions of Plugin.
