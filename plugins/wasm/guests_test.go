@@ -57,7 +57,16 @@ func guests() []guest {
 	}
 	examples := filepath.Join("..", "..", "examples")
 	target := filepath.Join(os.TempDir(), fmt.Sprintf("apiary-rust-%d", os.Getuid()))
+	shelfGo := filepath.Join("testdata", "shelf-go")
 	return []guest{
+		{name: "go", sources: shelfGo, tools: func() error { return nil }, build: func(to string) error {
+			cmd := exec.Command("go", "build", "-buildmode=c-shared", "-trimpath", "-ldflags=-s -w", "-o", to, "./"+shelfGo)
+			cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0", "GOFLAGS=")
+			if out, err := cmd.CombinedOutput(); err != nil {
+				return fmt.Errorf("build %s: %w\n%s", shelfGo, err, out)
+			}
+			return nil
+		}},
 		{name: "c", fixture: "shelf-c.wasm", sources: filepath.Join(examples, "plugin-c"), build: script(filepath.Join(examples, "plugin-c")), tools: func() error {
 			return exec.Command(tool("CLANG", "clang"), "--target=wasm32", "-nostdlib", "-Wl,--no-entry", "-x", "c", "/dev/null", "-o", os.DevNull).Run()
 		}},
