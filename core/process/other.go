@@ -5,6 +5,7 @@ package process
 import (
 	"context"
 	"runtime"
+	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
@@ -46,3 +47,9 @@ func Verify(contract.Identity) error { return unsupported() }
 
 // Kill is not supported on this platform.
 func Kill(context.Context, contract.Identity, KillOptions) (string, error) { return "", unsupported() }
+
+// LimitMemory does nothing here: the kernels of other systems have no such limit.
+func LimitMemory(int64) error { return nil }
+
+// KillSelfAfter is not supported on this platform.
+func KillSelfAfter(time.Duration) (cancel func(), err error) { return nil, unsupported() }

@@ -56,6 +56,8 @@ const (
 
 	// stuckAfter is how long a guest may go on after the end of its call's context before Options.Stuck is called.
 	stuckAfter = 500 * time.Millisecond
+	// killAfter is the same for Options.KillAfter.
+	killAfter = time.Second
 )
 
 // Codes of the *vendor.Error that say that a plugin itself is at fault.
@@ -74,6 +76,10 @@ type Options struct {
 	Host        vendor.Invoker // answers what the guest asks of the host
 	Log         *slog.Logger   // what the guest prints, and why it crashed
 	Stuck       func()         // called when a guest does not end although its call has; the process should then. nil: nothing
+
+	// KillAfter has the process killed after a time, unless it is cancelled, by means that do not need this process to run: a guest
+	// that does not end can keep Stuck from being called. It is set for each call with a deadline. nil: nothing.
+	KillAfter func(time.Duration) (cancel func())
 }
 
 // Module is a plugin that runs. It is a vendor.Invoker, whose methods may be called concurrently.
@@ -197,6 +203,9 @@ func (m *Module) Invoke(ctx context.Context, method string, request []byte) ([]b
 		defer func() { <-m.slots; m.running.Done() }()
 		defer close(ended)
 		defer stop()
+		if deadline, has := ctx.Deadline(); has && m.o.KillAfter != nil {
+			defer m.o.KillAfter(time.Until(deadline) + killAfter)()
+		}
 		reply, err := m.run(ctx, method, request)
 		results <- result{reply, err}
 	}()
