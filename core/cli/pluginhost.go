@@ -121,19 +121,11 @@ func (a *app) boundPluginHost(memory int64) error {
 	return process.LimitMemory(2*instances*memory + 4*own)
 }
 
-// pluginLog writes lines that the agent's side of the plugin reads as a log.
+// pluginLog writes lines for the log of the agent, which adds the time.
 func pluginLog(to io.Writer) *slog.Logger {
-	return slog.New(slog.NewJSONHandler(to, &slog.HandlerOptions{ReplaceAttr: func(groups []string, attr slog.Attr) slog.Attr {
-		if len(groups) > 0 {
-			return attr
-		}
-		switch attr.Key {
-		case slog.TimeKey:
-			return slog.String("@timestamp", attr.Value.Time().Format("2006-01-02T15:04:05.000000Z07:00"))
-		case slog.LevelKey:
-			return slog.String("@level", strings.ToLower(attr.Value.String()))
-		case slog.MessageKey:
-			attr.Key = "@message"
+	return slog.New(slog.NewTextHandler(to, &slog.HandlerOptions{ReplaceAttr: func(groups []string, attr slog.Attr) slog.Attr {
+		if len(groups) == 0 && attr.Key == slog.TimeKey {
+			return slog.Attr{}
 		}
 		return attr
 	}}))
