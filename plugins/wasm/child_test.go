@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,14 +21,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/go-plugin"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-	pb "google.golang.org/protobuf/proto"
-
-	"github.com/apiary-dev/apiary/plugins/sdk/wire"
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/plugins/process"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 	"github.com/apiary-dev/apiary/plugins/wasm/wasmtest"
 )
@@ -72,109 +67,40 @@ func apiary(t *testing.T) string {
 	return filepath.Join(executable.dir, "apiary")
 }
 
-// child is a plugin host, as the agent starts it.
-type child struct {
-	vendor.Invoker
-	client *plugin.Client
-	cmd    *exec.Cmd
-	stderr *lockedBuffer
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
-// connection is a plugin of go-plugin that gives its connection away.
-type connection struct{ plugin.NetRPCUnsupportedPlugin }
-
-func (connection) GRPCServer(*plugin.GRPCBroker, *grpc.Server) error { return errors.New("not here") }
-
-func (connection) GRPCClient(_ context.Context, _ *plugin.GRPCBroker, c *grpc.ClientConn) (any, error) {
-	return c, nil
-}
-
-func startChild(args []string, sockets string) (*child, error) {
-	c := &child{cmd: exec.Command(args[0], args[1:]...), stderr: new(lockedBuffer)}
-	c.cmd.Env = []string{"PLUGIN_UNIX_SOCKET_DIR=" + sockets}
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	c.client = plugin.NewClient(&plugin.ClientConfig{
-		HandshakeConfig: wire.Handshake(), VersionedPlugins: map[int]plugin.PluginSet{wire.Version: {wire.Name: connection{}}},
-		Cmd: c.cmd, AutoMTLS: true, SkipHostEnv: true, AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
-		StartTimeout: time.Minute, Logger: hclog.NewNullLogger(), Stderr: c.stderr,
-		GRPCDialOptions: []grpc.DialOption{grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(wire.MaxFrame))},
-	})
-	protocol, err := c.client.Client()
-	if err != nil {
-		c.end()
-		return c, err
-	}
-	raw, err := protocol.Dispense(wire.Name)
-	if err != nil {
-		c.end()
-		return c, err
-	}
-	conn := raw.(*grpc.ClientConn)
-	c.Invoker = wire.Client(func(ctx context.Context, method string, request, reply pb.Message) error {
-		err := conn.Invoke(ctx, method, request, reply)
-		if e := wire.Error(method, err); err != nil && e != nil {
-			return e
-		}
-		return err
-	})
-	return c, nil
-}
-
-// end kills the child without asking it.
-func (c *child) end() {
-	if c.cmd.Process != nil {
-		_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)
-	}
-	c.client.Kill()
-}
-
-// hostArgs is the command line of a plugin host for a module.
-func hostArgs(t *testing.T, module []byte) []string {
+// hostSpec starts a plugin host for a module, as an agent does.
+func hostSpec(t *testing.T, module []byte, h vendor.Invoker) process.Spec {
 	t.Helper()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "plugin.wasm")
 	if err := os.WriteFile(file, module, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return []string{apiary(t), "plugin-host", "--wasm", file, "--sha256", fmt.Sprintf("%x", sha256.Sum256(module)), "--cache", filepath.Join(dir, "cache")}
-}
-
-func spawn(t *testing.T, module []byte) *child {
-	t.Helper()
-	c, err := startChild(hostArgs(t, module), shortDir(t))
-	if err != nil {
-		t.Fatalf("%v\n%s", err, c.stderr)
+	return process.Spec{
+		Name: "guest", Path: apiary(t), Store: filepath.Join(executable.dir, "store"), Host: h, Log: slog.New(slog.NewTextHandler(testLog{t}, nil)), StartTimeout: time.Minute,
+		Args: []string{"plugin-host", "--wasm", file, "--sha256", fmt.Sprintf("%x", sha256.Sum256(module)), "--cache", filepath.Join(dir, "cache")},
 	}
-	t.Cleanup(c.end)
-	return c
 }
 
-// shortDir is a folder whose sockets have short names.
-func shortDir(t *testing.T) string {
+func spawn(t *testing.T, module []byte, h vendor.Invoker) *process.Process {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "ap")
+	p, err := process.Start(t.Context(), hostSpec(t, module, h))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
+
+// faultCode is the code of an error of the transport.
+func faultCode(err error) string {
+	if e, ok := errors.AsType[*fault.Error](err); ok {
+		return e.Code
+	}
+	return ""
 }
 
 // responsive fails the test when this process could not run a goroutine for a while.
@@ -236,15 +162,15 @@ func TestChildOfEndlessGuestEnds(t *testing.T) {
 	for name, module := range endless() {
 		t.Run(name, func(t *testing.T) {
 			responsive(t)
-			c := spawn(t, module.Bytes())
+			p := spawn(t, module.Bytes(), nil)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			start := time.Now()
-			_, err := c.Invoke(ctx, vendor.MethodResolve, []byte(`{"reference":"x:y"}`))
-			if took := time.Since(start); status.Code(err) != codes.DeadlineExceeded && !errors.Is(err, context.DeadlineExceeded) || took > 5*time.Second {
+			_, err := p.Invoke(ctx, vendor.MethodResolve, []byte(`{"reference":"x:y"}`))
+			if took := time.Since(start); faultCode(err) != process.CodeTime || took > 5*time.Second {
 				t.Errorf("after %v: %v", took, err)
 			}
-			gone(t, c.cmd.Process.Pid, 10*time.Second) // a second after the deadline, on a machine with time
+			gone(t, p.PID(), 10*time.Second) // a second after the deadline, on a machine with time
 		})
 	}
 }
@@ -261,7 +187,7 @@ func TestChildGivesTypedErrors(t *testing.T) {
 	flood = flood.With("apiary_invoke", wasmtest.Code(wasmtest.Loop(wasmtest.Code(wasmtest.Const32(1), wasmtest.Const32(256), wasmtest.Const32(1), wasmtest.Const32(1024), wasmtest.Call(wasmtest.FDWrite), wasmtest.Drop())...), wasmtest.Unreachable())...)
 	for name, tt := range map[string]struct {
 		module wasmtest.Module
-		code   string // "": the deadline; "gone": the child ends
+		code   string
 	}{
 		"trap":            {plugin.With("apiary_invoke", wasmtest.Unreachable()...), CodeTrap},
 		"recursion":       {plugin.With("apiary_invoke", wasmtest.Code(wasmtest.Local(0), wasmtest.Local(1), wasmtest.Local(2), wasmtest.Local(3), wasmtest.Call(wasmtest.Invoke))...), CodeTrap},
@@ -271,40 +197,30 @@ func TestChildGivesTypedErrors(t *testing.T) {
 		"wrong pointer":   {points(1<<32-1, 8), CodeProtocol},
 		"reply of 100 MB": {points(16, 100<<20), CodeTooLarge},
 		"alloc past end":  {plugin.With("apiary_alloc", wasmtest.Const32(-4)...), CodeProtocol},
-		"flood of stdout": {flood, ""},
-		"bomb of a table": {tables, "gone"},
+		"flood of stdout": {flood, process.CodeTime},
+		"bomb of a table": {tables, process.CodeExited},
 	} {
 		t.Run(name, func(t *testing.T) {
 			responsive(t)
-			c := spawn(t, tt.module.Bytes())
+			p := spawn(t, tt.module.Bytes(), nil)
 			limit := 30 * time.Second
-			if tt.code == "" {
+			if tt.code == process.CodeTime {
 				limit = time.Second
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), limit)
 			defer cancel()
-			_, err := c.Invoke(ctx, vendor.MethodResolve, []byte(`{"reference":"x:y"}`))
-			switch tt.code {
-			case "":
-				if status.Code(err) != codes.DeadlineExceeded {
-					t.Errorf("the error is %v", err)
+			_, err := p.Invoke(ctx, vendor.MethodResolve, []byte(`{"reference":"x:y"}`))
+			if got := faultCode(err); got != "" && got == tt.code {
+				if got == process.CodeExited {
+					return
 				}
-			case "gone":
-				if status.Code(err) != codes.Unavailable {
-					t.Errorf("the error is %v", err)
-				}
-				gone(t, c.cmd.Process.Pid, 10*time.Second)
-				return
+			} else if e := pluginError(t, err); e.Code != tt.code {
+				t.Errorf("the error is %+v, want the code %q", e, tt.code)
+			}
+			select {
+			case <-p.Done():
+				t.Error("the child ended, although its guest did")
 			default:
-				if e := pluginError(t, err); e.Code != tt.code {
-					t.Errorf("the error is %+v, want the code %q", e, tt.code)
-				}
-			}
-			if len(c.stderr.String()) > 1<<20 {
-				t.Errorf("the log has %d bytes", len(c.stderr.String()))
-			}
-			if c.client.Exited() {
-				t.Errorf("the child ended, although its guest did\n%s", c.stderr)
 			}
 		})
 	}
@@ -314,58 +230,71 @@ func TestChildRefusesToStart(t *testing.T) {
 	plugin := wasmtest.Plugin(ok)
 	sockets := plugin
 	sockets.Imports = append(slices.Clone(plugin.Imports), wasmtest.Import{Module: "wasi_snapshot_preview1", Name: "sock_accept"})
-	good := hostArgs(t, plugin.Bytes())
-	changed := slices.Clone(good)
-	changed[5] = strings.Repeat("0", 64)
-	open := slices.Clone(good)
-	open[7] = filepath.Join(t.TempDir(), "open")
-	if err := os.Mkdir(open[7], 0o700); err != nil {
+	good := hostSpec(t, plugin.Bytes(), nil)
+	with := func(arg int, value string) process.Spec {
+		spec := good
+		spec.Args = slices.Clone(good.Args)
+		spec.Args[arg] = value
+		return spec
+	}
+	open := filepath.Join(t.TempDir(), "open")
+	if err := os.Mkdir(open, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(open[7], 0o777); err != nil {
+	if err := os.Chmod(open, 0o777); err != nil {
 		t.Fatal(err)
 	}
+	little := good
+	little.Args = append(slices.Clone(good.Args), "--memory", "65536")
 	for name, tt := range map[string]struct {
-		args []string
-		code int
+		spec process.Spec
 		says string
 	}{
-		"wrong ABI":        {hostArgs(t, plugin.Without("apiary_abi_v1").Bytes()), 2, "apiary_abi_v1"},
-		"forbidden import": {hostArgs(t, sockets.Bytes()), 2, "sock_accept"},
-		"component":        {hostArgs(t, []byte("\x00asm\x0d\x00\x01\x00")), 2, "component"},
-		"text":             {hostArgs(t, []byte("#!/bin/sh")), 2, "no WebAssembly module"},
-		"changed digest":   {changed, 7, "pinned"},
-		"open cache":       {open, 7, "private"},
-		"little memory":    {append(slices.Clone(good), "--memory", "65536"), 2, "memory"},
+		"wrong ABI":        {hostSpec(t, plugin.Without("apiary_abi_v1").Bytes(), nil), "apiary_abi_v1"},
+		"forbidden import": {hostSpec(t, sockets.Bytes(), nil), "sock_accept"},
+		"component":        {hostSpec(t, []byte("\x00asm\x0d\x00\x01\x00"), nil), "component"},
+		"text":             {hostSpec(t, []byte("#!/bin/sh"), nil), "no WebAssembly module"},
+		"changed digest":   {with(4, strings.Repeat("0", 64)), "is pinned"},
+		"open cache":       {with(6, open), "holds code"},
+		"little memory":    {little, "MiB of memory"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			c, err := startChild(tt.args, shortDir(t))
+			p, err := process.Start(t.Context(), tt.spec)
 			if err == nil {
-				c.end()
-				t.Fatal("the plugin host started")
+				t.Fatal("the plugin host started", p.Close())
 			}
-			if !strings.Contains(c.stderr.String(), tt.says) || c.cmd.ProcessState.ExitCode() != tt.code {
-				t.Errorf("exit code %d, want %d; it says\n%s", c.cmd.ProcessState.ExitCode(), tt.code, c.stderr)
+			if faultCode(err) != process.CodeStart || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("the error is %v, want %q in it", err, tt.says)
 			}
 		})
 	}
 }
 
-// TestChildKeepsCompiledCode looks at what a child leaves for the next one.
-func TestChildKeepsCompiledCode(t *testing.T) {
-	args := hostArgs(t, readFile(t, filepath.Join("testdata", "shelf-rust.wasm")))
+// TestChildOfGuest has a guest in Go ask its host through the process, twice: the second process finds compiled code.
+func TestChildOfGuest(t *testing.T) {
+	spec := hostSpec(t, guests()[0].module(t), shelf(40))
 	for range 2 {
-		c, err := startChild(args, shortDir(t))
+		start := time.Now()
+		p, err := process.Start(t.Context(), spec)
 		if err != nil {
-			t.Fatalf("%v\n%s", err, c.stderr)
+			t.Fatal(err)
 		}
-		if _, err := c.Invoke(t.Context(), vendor.MethodGetInfo, nil); err != nil {
+		t.Logf("ready after %v", time.Since(start))
+		if err := configure(t, p, indexURL); err != nil {
 			t.Error(err)
 		}
-		c.end()
+		if m, err := resolve(t, p, "shelf:forty"); err != nil || len(m.Files) != 40 {
+			t.Errorf("resolve: %+v, %v", m, err)
+		}
+		_, err = resolve(t, p, "shelf:none")
+		if e := pluginError(t, err); e.Code != "model_not_found" || e.Kind != vendor.KindNotFound {
+			t.Errorf("an error of the guest: %+v", e)
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
 	}
-	files, err := filepath.Glob(filepath.Join(args[7], "*", "wazero-v1.*", "*"))
+	files, err := filepath.Glob(filepath.Join(spec.Args[6], "*", "wazero-v1.*", "*"))
 	if err != nil || len(files) != 1 {
 		t.Errorf("the cache holds %v, %v", files, err)
 	}
@@ -376,7 +305,8 @@ func TestNothingIsLeftWhenTheAgentIsKilled(t *testing.T) {
 	for _, name := range []string{"infinite loop", "hang in initialize"} {
 		t.Run(name, func(t *testing.T) {
 			agent := exec.Command(os.Args[0])
-			agent.Env = append(os.Environ(), agentEnv+"="+strings.Join(append([]string{shortDir(t)}, hostArgs(t, endless()[name].Bytes())...), "\n"))
+			spec := hostSpec(t, endless()[name].Bytes(), nil)
+			agent.Env = append(os.Environ(), agentEnv+"="+strings.Join(slices.Concat([]string{spec.Path, spec.Store}, spec.Args), "\n"))
 			out, err := agent.StdoutPipe()
 			if err != nil {
 				t.Fatal(err)
@@ -404,14 +334,14 @@ func TestNothingIsLeftWhenTheAgentIsKilled(t *testing.T) {
 }
 
 // beAgent starts a plugin host, prints its pid, and calls it until it is killed.
-func beAgent(args []string) int {
-	c, err := startChild(args[1:], args[0])
+func beAgent(line []string) int {
+	p, err := process.Start(context.Background(), process.Spec{Name: "guest", Path: line[0], Store: line[1], Args: line[2:], Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), StartTimeout: time.Minute})
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err, c.stderr)
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	fmt.Println(c.cmd.Process.Pid)
-	_, err = c.Invoke(context.Background(), vendor.MethodResolve, []byte(`{"reference":"x:y"}`))
+	fmt.Println(p.PID())
+	_, err = p.Invoke(context.Background(), vendor.MethodResolve, []byte(`{"reference":"x:y"}`))
 	fmt.Fprintln(os.Stderr, "the call ended:", err)
 	return 1
 }

@@ -224,7 +224,7 @@ func shelf(n int) host {
 	}
 }
 
-func configure(t testing.TB, m *Module, url string) error {
+func configure(t testing.TB, m vendor.Invoker, url string) error {
 	t.Helper()
 	config, err := json.Marshal(map[string]string{"index": url})
 	if err != nil {
@@ -238,7 +238,7 @@ func configure(t testing.TB, m *Module, url string) error {
 	return err
 }
 
-func resolve(t testing.TB, m *Module, reference string) (*vendor.Manifest, error) {
+func resolve(t testing.TB, m vendor.Invoker, reference string) (*vendor.Manifest, error) {
 	t.Helper()
 	request, err := json.Marshal(vendor.ResolveRequest{Reference: reference, Platform: vendor.Platform{OS: "linux", Arch: "amd64", Devices: []string{"cpu"}}})
 	if err != nil {
