@@ -313,3 +313,45 @@ worker "echo" {
 #   # Where it may be sent to, and nowhere else. List of hosts, "HOST" or "HOST:PORT". Required.
 #   hosts = ["npm.example.org"]
 # }
+#
+# plugin "gitea" {
+#   # Where it is. A file (a relative path begins at this file's folder) or an https URL. Required.
+#   source = "./gitea.wasm"
+#
+#   # What it must be. One of "vendor", "provisioner". Default: as it says itself.
+#   kind = "vendor"
+#
+#   # The version that is wanted. Text. Default: any.
+#   version = "1.2.0"
+#
+#   # SHA-256 of the file. Text. Default: "", as .apiary.lock.hcl beside this file says.
+#   sha256 = ""
+#
+#   # How it runs. One of "wasm" (in a sandbox), "process" (with all that your user may do). Default: by the file.
+#   transport = "wasm"
+#
+#   # Whether it is used. true or false. Default: true.
+#   enabled = true
+#
+#   # What it may do; it asks, you grant, and everything else is refused.
+#   grants {
+#     # Hosts that it may ask over https. List of hosts, "HOST", "*.DOMAIN" or "HOST:PORT". Default: none.
+#     http = ["git.example.org"]
+#
+#     # Those of them that may be in a private network or on this machine, and may speak plain http. List of hosts. Default: none.
+#     private = []
+#
+#     # Credentials that Apiary adds to its requests; it never sees them. List of names of credential blocks. Default: none.
+#     credentials = ["gitea"]
+#
+#     # Programs that its plans may run, with all that your user may do. List of names. Default: none.
+#     run = []
+#
+#     # Memory of one WASM instance. Bytes. Default: "64MiB".
+#     memory = "64MiB"
+#   }
+#
+#   # The plugin's own settings: `apiary plugin list NAME` shows them.
+#   config {
+#   }
+# }

@@ -99,6 +99,8 @@ func (d *decoder) checkElement(c *Config, g *group, b *hclsyntax.Block, bound *b
 			w.Source = ""
 		}
 		w.Source = absoluteReference(w.Source, c.Path)
+	case "plugin":
+		d.checkPlugin(&c.Plugins[len(c.Plugins)-1], place, !d.broken && !d.refused(bound, "source"))
 	case credentialBlock:
 		k := &c.Credentials[len(c.Credentials)-1]
 		if _, written := b.Body.Attributes["value"]; !written && !d.broken {

@@ -35,6 +35,7 @@ type Config struct {
 	Agent       Agent
 	Queen       Queen
 	Hive        Hive
+	Plugins     []Plugin
 	Vendors     []Vendor     // those of this build, in the file's order, then the rest
 	Provisioner Provisioners // settings of the provisioners of this build
 	Workers     []Worker     // the file's, in its order, then the built-in kinds that it does not name; the first is the default

@@ -15,6 +15,8 @@ type decoder struct {
 	diags  hcl.Diagnostics
 	eval   *hcl.EvalContext
 	root   *block
+	src    []byte            // of the file
+	name   string            // as diagnostics call it
 	broken bool              // the file does not parse, so something that seems missing may be what was not understood
 	at     map[any]hcl.Range // by pointer to a field: where the file sets it
 	failed map[any]bool      // by pointer to a field: the file has a value for it that was refused
@@ -28,7 +30,7 @@ func parse(src []byte, name, path string, env func(string) (string, bool)) (*Con
 	file, diags := hclsyntax.ParseConfig(src, name, hcl.InitialPos)
 	c := defaults()
 	c.Path = path
-	d := &decoder{diags: diags, broken: diags.HasErrors(), eval: evalContext(path, env), root: schema(c), at: map[any]hcl.Range{}, failed: map[any]bool{}}
+	d := &decoder{diags: diags, src: src, name: name, broken: diags.HasErrors(), eval: evalContext(path, env), root: schema(c), at: map[any]hcl.Range{}, failed: map[any]bool{}}
 	var body *hclsyntax.Body
 	if file != nil {
 		body, _ = file.Body.(*hclsyntax.Body)
@@ -92,6 +94,10 @@ func (d *decoder) add(summary string, at hcl.Range, format string, args ...any) 
 
 // body decodes one body into b. Blocks with labels go to labelled.
 func (d *decoder) body(body *hclsyntax.Body, b *block, labelled func(*group, *hclsyntax.Block)) {
+	if b.later != nil {
+		*b.later = later{body: body, eval: d.eval, src: d.src, name: d.name}
+		return
+	}
 	for name, a := range body.Attributes {
 		i := slices.IndexFunc(b.options, func(o option) bool { return o.name == name })
 		if i < 0 {

@@ -38,11 +38,13 @@ type block struct {
 	options []option
 	blocks  []*block // each at most once
 	groups  []*group
+	later   *later // set for a block whose options are not known yet: its body is kept as it is
 }
 
 // group is all blocks of one name that have a label.
 type group struct {
 	name  string
+	plain bool // its blocks have no label
 	check func(label string) error
 	// open returns a block bound to a new element of that label, and what appends the element once it is decoded.
 	open func(label string) (b *block, done func())

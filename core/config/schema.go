@@ -21,7 +21,7 @@ const (
 func schema(c *Config) *block {
 	return &block{
 		blocks: []*block{agentSchema(&c.Agent), queenSchema(&c.Queen), hiveSchema(&c.Hive)},
-		groups: []*group{vendorGroup(c), provisionerGroup(c), workerGroup(c), modelGroup(c), credentialGroup(c)},
+		groups: []*group{pluginGroup(c), vendorGroup(c), provisionerGroup(c), workerGroup(c), modelGroup(c), credentialGroup(c)},
 	}
 }
 

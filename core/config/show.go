@@ -3,6 +3,9 @@ package config
 import (
 	"encoding/json"
 	"io"
+	"maps"
+	"regexp"
+	"slices"
 
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/hashicorp/hcl/v2/hclwrite"
@@ -51,8 +54,71 @@ func showBody(body *hclwrite.Body, b *block, notes map[any]string) {
 		if inner.label != "" {
 			labels = []string{inner.label}
 		}
+		if inner.later != nil {
+			inner.later.show(body)
+			continue
+		}
 		showBody(body.AppendNewBlock(inner.name, labels).Body(), inner, notes)
 	}
+}
+
+// sensitiveName are names of settings whose text is not shown. Whether a setting is sensitive says only the plugin, which may not be
+// at hand.
+var sensitiveName = regexp.MustCompile(`(?i)token|secret|passw|key|auth|credential`)
+
+// show writes the body as the file has it.
+func (l *later) show(body *hclwrite.Body) {
+	if l.body == nil {
+		return
+	}
+	out := hclwrite.NewEmptyFile()
+	l.write(out.Body(), l.body)
+	body.AppendNewBlock("config", nil).Body().AppendUnstructuredTokens(out.BuildTokens(nil))
+}
+
+func (l *later) write(out *hclwrite.Body, body *hclsyntax.Body) {
+	for _, name := range slices.Sorted(maps.Keys(body.Attributes)) {
+		out.SetAttributeRaw(name, hclwrite.Tokens{{Type: hclsyntax.TokenIdent, Bytes: []byte(l.text(body.Attributes[name]))}})
+	}
+	for _, b := range body.Blocks {
+		l.write(out.AppendNewBlock(b.Type, b.Labels).Body(), b.Body)
+	}
+}
+
+// text returns the expression of an attribute as it is written.
+func (l *later) text(a *hclsyntax.Attribute) string {
+	switch a.Expr.(type) {
+	case *hclsyntax.FunctionCallExpr, *hclsyntax.ScopeTraversalExpr:
+	default:
+		if sensitiveName.MatchString(a.Name) {
+			return `"***"`
+		}
+	}
+	return string(a.Expr.Range().SliceBytes(l.src))
+}
+
+// expressions returns the attributes as they are written, blocks as lists.
+func (l *later) expressions() map[string]any {
+	if l.body == nil {
+		return map[string]any{}
+	}
+	return l.tree(l.body)
+}
+
+func (l *later) tree(body *hclsyntax.Body) map[string]any {
+	out := map[string]any{}
+	for name, a := range body.Attributes {
+		out[name] = l.text(a)
+	}
+	for _, b := range body.Blocks {
+		t := l.tree(b.Body)
+		if len(b.Labels) > 0 {
+			t["name"] = b.Labels[0]
+		}
+		list, _ := out[b.Type].([]any)
+		out[b.Type] = append(list, t)
+	}
+	return out
 }
 
 // all returns the blocks in b, those with a label last.
@@ -93,6 +159,10 @@ func jsonBody(b *block) (map[string]any, error) {
 		out[g.name] = []any{}
 	}
 	for _, inner := range b.all() {
+		if inner.later != nil {
+			out[inner.name] = inner.later.expressions()
+			continue
+		}
 		tree, err := jsonBody(inner)
 		if err != nil {
 			return nil, err
