@@ -347,7 +347,7 @@ worker "echo" {
 #     # Programs that its plans may run, with all that your user may do. List of names. Default: none.
 #     run = []
 #
-#     # Memory of one WASM instance. Bytes. Default: "64MiB".
+#     # Memory of one WASM instance. Amount. Default: "64MiB".
 #     memory = "64MiB"
 #   }
 #
