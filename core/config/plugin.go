@@ -67,13 +67,13 @@ var (
 	versionPattern    = regexp.MustCompile(`^[0-9]+\.[0-9]+\.[0-9]+([-+][0-9A-Za-z.+-]+)?$`)
 	grantPattern      = regexp.MustCompile(`^(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?$|^\[[0-9a-f:]+\](:[0-9]{1,5})?$`)
 	identifierPattern = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
+	platformPattern   = regexp.MustCompile(`^[a-z0-9]{1,16}(_[a-z0-9]{1,16})?$`)
 	toolPattern       = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$`)
 )
 
 const defaultPluginMemory = 64 * contract.MiB
 
 func pluginSchema(p *Plugin) *block {
-	g := &p.Grants
 	return &block{name: "plugin", label: p.Name,
 		options: []option{
 			text("source", `A file or a URL is needed, for example "./gitea.wasm".`, &p.Source, nil),
@@ -84,16 +84,20 @@ func pluginSchema(p *Plugin) *block {
 			boolean("enabled", &p.Enabled),
 		},
 		blocks: []*block{
-			{name: "grants", options: []option{
-				list("http", `A list of hosts is needed, for example ["example.org", "*.example.org"].`, &g.HTTP, checkGrant),
-				list("private", `A list of hosts is needed, for example ["10.0.0.5:8080"].`, &g.Private, checkGrant),
-				list("credentials", `A list of names of credentials is needed, for example ["gitea"].`, &g.Credentials, checkName),
-				list("run", `A list of tools is needed, for example ["cmake"].`, &g.Run, pattern(toolPattern, "the name of a tool")),
-				size("memory", "64MiB", &g.Memory, contract.MiB, 4*contract.GiB),
-			}},
+			grantsSchema(&p.Grants),
 			{name: "config", later: &p.config},
 		},
 	}
+}
+
+func grantsSchema(g *Grants) *block {
+	return &block{name: "grants", options: []option{
+		list("http", `A list of hosts is needed, for example ["example.org", "*.example.org"].`, &g.HTTP, checkGrant),
+		list("private", `A list of hosts is needed, for example ["10.0.0.5:8080"].`, &g.Private, checkGrant),
+		list("credentials", `A list of names of credentials is needed, for example ["gitea"].`, &g.Credentials, checkName),
+		list("run", `A list of tools is needed, for example ["cmake"].`, &g.Run, pattern(toolPattern, "the name of a tool")),
+		size("memory", "64MiB", &g.Memory, contract.MiB, 4*contract.GiB),
+	}}
 }
 
 func pluginGroup(c *Config) *group {
