@@ -1,0 +1,193 @@
+package host
+
+import (
+	"crypto/sha256"
+	"debug/elf"
+	"debug/macho"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
+	"github.com/apiary-dev/apiary/plugins/vendor"
+)
+
+// Bounds of the files of plugins, in bytes.
+const (
+	MaxModule  = 32 << 20
+	MaxProgram = 512 << 20
+	maxNotes   = 256 << 10
+)
+
+// Folders of plugins below the data folder.
+const (
+	storeFolder = "plugins/store" // files by digest, and what they say about themselves
+	cacheFolder = "plugins/cache" // compiled modules
+	stateFolder = "state/plugins" // what plugins keep
+)
+
+// Shelf keeps the files of plugins under their SHA-256. A file on it is never changed.
+type Shelf struct{ home string }
+
+// OpenShelf returns the shelf in a data folder, which it makes.
+func OpenShelf(home string) (*Shelf, error) {
+	if err := folder.Make(home, storeFolder, cacheFolder, stateFolder); err != nil {
+		return nil, fmt.Errorf("make the folders for plugins: %w", err)
+	}
+	return &Shelf{home: home}, nil
+}
+
+// CacheDir is the folder for compiled modules.
+func (s *Shelf) CacheDir() string { return filepath.Join(s.home, filepath.FromSlash(cacheFolder)) }
+
+// StatePath is the file in which the host keeps what a plugin of that name wants to find again.
+func (s *Shelf) StatePath(name string) string {
+	return filepath.Join(s.home, filepath.FromSlash(stateFolder), name+".json")
+}
+
+// Path is where the file of that digest lies, when it is there.
+func (s *Shelf) Path(digest string) string {
+	return filepath.Join(s.home, filepath.FromSlash(storeFolder), digest)
+}
+
+// Put copies a file onto the shelf.
+func (s *Shelf) Put(r io.Reader) (digest string, size int64, err error) {
+	dir := filepath.Join(s.home, filepath.FromSlash(storeFolder))
+	tmp, err := os.CreateTemp(dir, ".new-*")
+	if err != nil {
+		return "", 0, fmt.Errorf("keep a plugin: %w", err)
+	}
+	defer func() { _ = os.Remove(tmp.Name()) }() // after the rename it is not there any more
+	sum := sha256.New()
+	size, err = io.Copy(io.MultiWriter(tmp, sum), io.LimitReader(r, MaxProgram+1))
+	if err == nil && size > MaxProgram {
+		err = fault.New(fault.Invalid, "plugin_too_large", "The plugin has more than %d MiB; that is not one.", MaxProgram>>20)
+	}
+	if err == nil {
+		err = tmp.Chmod(0o500)
+	}
+	err = errors.Join(err, tmp.Sync(), tmp.Close())
+	if err != nil {
+		return "", 0, fmt.Errorf("keep a plugin: %w", err)
+	}
+	digest = hex.EncodeToString(sum.Sum(nil))
+	if err := os.Rename(tmp.Name(), s.Path(digest)); err != nil {
+		return "", 0, fmt.Errorf("keep a plugin: %w", err)
+	}
+	return digest, size, nil
+}
+
+// Verify reads the file of a digest again and says whether it still is that.
+func (s *Shelf) Verify(digest string) error {
+	fd, err := unix.Open(s.Path(digest), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.New(fault.NotFound, "plugin_missing", "The file of the plugin with the digest %s… is not there; say `apiary plugin install` again.", digest[:12])
+	}
+	if err != nil {
+		return fmt.Errorf("read the plugin %s: %w", digest[:12], err)
+	}
+	f := os.NewFile(uintptr(fd), s.Path(digest))
+	defer func() { _ = f.Close() }()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.LimitReader(f, MaxProgram+1)); err != nil {
+		return fmt.Errorf("read the plugin %s: %w", digest[:12], err)
+	}
+	if got := hex.EncodeToString(sum.Sum(nil)); got != digest {
+		return fault.New(fault.Denied, "plugin_changed", "The file of the plugin with the digest %s… has been changed: it is %s… now, and is not run; say `apiary plugin install` again.", digest[:12], got[:12])
+	}
+	return nil
+}
+
+// SetManifest keeps what the file of a digest says about itself, so that nobody has to run it to know.
+func (s *Shelf) SetManifest(digest string, m vendor.StaticManifest) error {
+	raw, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return fmt.Errorf("keep the manifest of a plugin: %w", err)
+	}
+	if len(raw) > maxNotes {
+		return fault.New(fault.Invalid, "manifest_too_large", "What the plugin says about itself has %d KiB; at most %d are kept.", len(raw)>>10, maxNotes>>10)
+	}
+	tmp := s.Path(digest) + ".json.new"
+	if err := os.WriteFile(tmp, raw, 0o600); err != nil {
+		return fmt.Errorf("keep the manifest of a plugin: %w", err)
+	}
+	if err := os.Rename(tmp, s.Path(digest)+".json"); err != nil {
+		return fmt.Errorf("keep the manifest of a plugin: %w", err)
+	}
+	return nil
+}
+
+// Manifest returns what SetManifest kept.
+func (s *Shelf) Manifest(digest string) (*vendor.StaticManifest, error) {
+	raw, err := os.ReadFile(s.Path(digest) + ".json")
+	if err != nil {
+		return nil, fault.New(fault.NotFound, "plugin_missing", "What the plugin with the digest %s… says about itself is not kept; say `apiary plugin install` again: %w.", digest[:12], err)
+	}
+	m := new(vendor.StaticManifest)
+	if err := json.Unmarshal(raw, m); err != nil {
+		return nil, fmt.Errorf("read the manifest of the plugin %s: %w", digest[:12], err)
+	}
+	return m, nil
+}
+
+// Remove takes the file of a digest off the shelf.
+func (s *Shelf) Remove(digest string) error {
+	for _, path := range []string{s.Path(digest) + ".json", s.Path(digest)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove a plugin: %w", err)
+		}
+	}
+	return nil
+}
+
+// Nature says what kind of file a plugin is: its transport and its platform as the lock file calls them, "wasm" or "linux_amd64". A
+// file that cannot run here is refused with the reason.
+func Nature(path string) (transport, platform string, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", "", fmt.Errorf("read the plugin: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	head := make([]byte, 8)
+	n, err := io.ReadFull(f, head)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return "", "", fault.New(fault.Invalid, "not_a_plugin", "%s is empty, so it is no plugin.", filepath.Base(path))
+	}
+	head = head[:n]
+	here := runtime.GOOS + "_" + runtime.GOARCH
+	switch {
+	case strings.HasPrefix(string(head), "\x00asm"):
+		return "wasm", "wasm", nil
+	case strings.HasPrefix(string(head), elf.ELFMAG):
+		x, err := elf.NewFile(f)
+		if err != nil {
+			return "", "", fault.New(fault.Invalid, "not_a_plugin", "%s begins like a program for Linux, but is none: %w.", filepath.Base(path), err)
+		}
+		arch := map[elf.Machine]string{elf.EM_X86_64: "amd64", elf.EM_AARCH64: "arm64", elf.EM_ARM: "arm", elf.EM_RISCV: "riscv64"}[x.Machine]
+		return native(path, "linux_"+arch, here)
+	case strings.HasPrefix(string(head), "#!"):
+		return "process", here, nil
+	}
+	if x, err := macho.NewFile(f); err == nil {
+		arch := map[macho.Cpu]string{macho.CpuAmd64: "amd64", macho.CpuArm64: "arm64"}[x.Cpu]
+		return native(path, "darwin_"+arch, here)
+	}
+	return "", "", fault.New(fault.Invalid, "not_a_plugin", "%s is neither a WASM module nor a program: it begins with %q.", filepath.Base(path), head)
+}
+
+func native(path, platform, here string) (string, string, error) {
+	if platform != here {
+		return "", "", fault.New(fault.Invalid, "wrong_platform", "%s is a program for %s; this machine is %s.", filepath.Base(path), platform, here)
+	}
+	return "process", platform, nil
+}
