@@ -120,6 +120,11 @@ func (a *assembly) addServices(group *run.Group, o Options, l *listeners) {
 		group.Add(run.Service{Name: "hive http", StopTimeout: closeTimeout, Run: func(ctx context.Context) error { return a.hiveServer.Serve(ctx, l.hive) }})
 	}
 	if a.hive != nil {
+		group.Add(run.Service{Name: "plugins", StopTimeout: closeTimeout, Run: func(ctx context.Context) error {
+			<-ctx.Done()
+			a.plugins.Close()
+			return nil
+		}})
 		group.Add(run.Service{Name: "hive", StopTimeout: 2 * closeTimeout, Run: a.hive.Run})
 	}
 	if a.queen != nil {

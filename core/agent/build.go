@@ -25,6 +25,7 @@ import (
 	"github.com/apiary-dev/apiary/core/queen"
 	"github.com/apiary-dev/apiary/core/registry"
 	"github.com/apiary-dev/apiary/core/secret"
+	pluginhost "github.com/apiary-dev/apiary/plugins/host"
 	"github.com/apiary-dev/apiary/workers/llama/bundle"
 )
 
@@ -35,6 +36,7 @@ type assembly struct {
 	queen       *queen.Queen
 	gateway     *gateway.Gateway
 	hive        *hive.Hive
+	plugins     *pluginhost.Set // nil without a hive
 	queenServer *httpd.Server
 	hiveServer  *httpd.Server
 	queenURL    string
@@ -71,10 +73,11 @@ func build(o Options, n node, at addresses) (*assembly, error) {
 func (a *assembly) buildHive(o Options, n node, m *metrics.Metrics) error {
 	cfg := o.Config
 	native := &nativeExecutable{home: cfg.Home, version: o.Version, own: o.Executable, carried: bundle.Binary()}
-	store, err := openStore(o, native)
+	store, plugins, err := openStore(o, native)
 	if err != nil {
 		return err
 	}
+	a.plugins = plugins
 	var queens []string
 	if a.queenURL != "" {
 		queens = []string{a.queenURL}

@@ -14,6 +14,7 @@ import (
 	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/pip"
 	"github.com/apiary-dev/apiary/core/secret"
+	pluginhost "github.com/apiary-dev/apiary/plugins/host"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 	"github.com/apiary-dev/apiary/vendors/builtin"
 	"github.com/apiary-dev/apiary/vendors/huggingface"
@@ -27,7 +28,9 @@ import (
 
 // openStore opens the artifact store with the vendors and provisioners of this build that the configuration has not
 // switched off.
-func openStore(o Options, native *nativeExecutable) (*artifact.Store, error) {
+//
+// The plugins of the configuration are in the Set, which the caller closes.
+func openStore(o Options, native *nativeExecutable) (*artifact.Store, *pluginhost.Set, error) {
 	cfg := o.Config
 	log := o.Log.With("role", "hive")
 	r := newReach(cfg)
@@ -47,15 +50,29 @@ func openStore(o Options, native *nativeExecutable) (*artifact.Store, error) {
 			continue
 		}
 		if err := configure(plugin, v, host(v.Name)); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		vendors = append(vendors, plugin)
 	}
-	return artifact.Open(artifact.Options{
-		Home: cfg.Home, Vendors: vendors, Provisioners: []vendor.Provisioner{r.registry, path.New()},
+	plugins, err := pluginhost.OpenSet(pluginhost.SetOptions{
+		Home: cfg.Home, Plugins: cfg.Plugins, Executable: o.Executable, ExecChild: []string{o.Executable, "exec-child"}, Credentials: r.configured, Log: log,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, err := range plugins.Problems {
+		log.Warn("a plugin is left out", "problem", err)
+	}
+	store, err := artifact.Open(artifact.Options{
+		Home: cfg.Home, Vendors: append(vendors, plugins.Vendors...), Provisioners: append([]vendor.Provisioner{r.registry, path.New()}, plugins.Provisioners...),
 		Openers: map[string]vendor.Opener{builtin.Scheme: inside}, Credentials: r.credential,
 		Reserve: cfg.Hive.Reserve.Disk, SelfTest: native.selfTest, HTTP: client, Log: log,
 	})
+	if err != nil {
+		plugins.Close()
+		return nil, nil, err
+	}
+	return store, plugins, nil
 }
 
 // configure gives a vendor that wants some its settings.
@@ -122,7 +139,8 @@ func (l *late) prepare(ctx context.Context) error {
 // reach is where the configuration lets requests to other people's servers go, and with which credentials.
 type reach struct {
 	mirrors    []string // base URLs
-	hub        string   // base URL; "": the vendor is switched off
+	plugins    []config.Plugin
+	hub        string // base URL; "": the vendor is switched off
 	hubToken   secret.Secret
 	ollama     string // base URL; "": the vendor is switched off
 	registry   *npm.Provisioner
@@ -131,7 +149,7 @@ type reach struct {
 }
 
 func newReach(cfg *config.Config) *reach {
-	r := &reach{mirrors: cfg.Hive.Mirrors, configured: cfg.CredentialLookup(config.OpenCredentials(cfg.Home))}
+	r := &reach{mirrors: cfg.Hive.Mirrors, plugins: cfg.Plugins, configured: cfg.CredentialLookup(config.OpenCredentials(cfg.Home))}
 	if hub := cfg.Vendor(config.VendorHub); hub.Enabled {
 		r.hub, r.hubToken = cmp.Or(hub.Endpoint, huggingface.DefaultEndpoint), hub.Credential
 	}
@@ -143,7 +161,8 @@ func newReach(cfg *config.Config) *reach {
 
 // own reports whether the configuration names the origin of u: registries, hub and mirrors. What others name is checked.
 func (r *reach) own(u *url.URL) bool {
-	return r.registry.Own(u) || r.index.Own(u) || config.SameOrigin(r.hub, u) || config.SameOrigin(r.ollama, u) || slices.ContainsFunc(r.mirrors, func(m string) bool { return config.SameOrigin(m, u) })
+	return r.registry.Own(u) || r.index.Own(u) || config.SameOrigin(r.hub, u) || config.SameOrigin(r.ollama, u) || slices.ContainsFunc(r.mirrors, func(m string) bool { return config.SameOrigin(m, u) }) ||
+		slices.ContainsFunc(r.plugins, func(p config.Plugin) bool { return p.Enabled && pluginhost.Granted(p.Grants.Private, u) })
 }
 
 // credential gives the token of that name that may be sent to host: the configured one, else what the vendor's block or HF_TOKEN

@@ -36,6 +36,7 @@ type Config struct {
 	Queen       Queen
 	Hive        Hive
 	Plugins     []Plugin
+	foreign     bool         // there is a block plugin
 	Vendors     []Vendor     // those of this build, in the file's order, then the rest
 	Provisioner Provisioners // settings of the provisioners of this build
 	Workers     []Worker     // the file's, in its order, then the built-in kinds that it does not name; the first is the default

@@ -36,6 +36,7 @@ func parse(src []byte, name, path string, env func(string) (string, bool)) (*Con
 		body, _ = file.Body.(*hclsyntax.Body)
 	}
 	if body != nil {
+		c.foreign = slices.ContainsFunc(body.Blocks, func(b *hclsyntax.Block) bool { return b.Type == "plugin" })
 		names := &identities{models: map[string]hcl.Range{}}
 		d.body(body, d.root, func(g *group, b *hclsyntax.Block) { d.element(c, g, b, names) })
 		c.Workers = complete(c.Workers, builtinWorkers(), workerName)

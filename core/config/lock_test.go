@@ -18,7 +18,7 @@ func TestLock(t *testing.T) {
 	}
 	digest := strings.Repeat("0a", 32)
 	l := &Lock{}
-	l.Put(LockedPlugin{Name: "zeta", Source: "./z", Version: "0.1.0", Kind: "provisioner", Contract: "provisioner.v1", Grants: Grants{Run: []string{"cmake"}, Memory: defaultPluginMemory},
+	l.Put(LockedPlugin{Name: "zeta", Source: "./z", Version: "0.1.0", Kind: "provisioner", Contract: "provisioner.v1", Grants: Grants{Run: []string{"cmake"}, Memory: DefaultPluginMemory},
 		Packages: []Package{{Platform: "linux_amd64", Size: 9_123_456, SHA256: digest}, {Platform: "darwin_arm64", Size: 1, SHA256: digest}}})
 	l.Put(LockedPlugin{Name: "gitea", Source: "https://example.org/gitea.wasm?a=${b}", Version: "1.2.0-rc.1", Kind: "vendor", Contract: "vendor.v1",
 		Grants: Grants{HTTP: []string{"*.example.org"}, Private: []string{}, Credentials: []string{"gitea"}, Memory: 32 * contract.MiB}, Packages: []Package{{Platform: PlatformWASM, Size: 89356, SHA256: digest}}})

@@ -71,7 +71,8 @@ var (
 	toolPattern       = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$`)
 )
 
-const defaultPluginMemory = 64 * contract.MiB
+// DefaultPluginMemory is what one instance of a WASM plugin may use.
+const DefaultPluginMemory = 64 * contract.MiB
 
 func pluginSchema(p *Plugin) *block {
 	return &block{name: "plugin", label: p.Name,
@@ -105,7 +106,7 @@ func pluginGroup(c *Config) *group {
 		name:  "plugin",
 		check: checkName,
 		open: func(label string) (*block, func()) {
-			p := Plugin{Name: label, Enabled: true, Grants: Grants{Memory: defaultPluginMemory}}
+			p := Plugin{Name: label, Enabled: true, Grants: Grants{Memory: DefaultPluginMemory}}
 			b := pluginSchema(&p)
 			return b, func() { c.Plugins = append(c.Plugins, p) }
 		},
@@ -141,8 +142,7 @@ func checkGrant(s string) error {
 // Values evaluates the block config by the schema of the plugin. The result is one JSON object with the defaults filled in. What is
 // wrong in the file comes as Diagnostics with its places; an error that is none means that the schema itself is no good.
 func (p *Plugin) Values(s vendor.Schema) (json.RawMessage, error) {
-	n := 0
-	if err := checkSchema(s, 1, &n); err != nil {
+	if err := CheckSchema(s); err != nil {
 		return nil, fmt.Errorf("the schema of plugin %s is not usable: %w", p.Name, err)
 	}
 	root := newSettings(s)
@@ -162,7 +162,13 @@ func (p *Plugin) Values(s vendor.Schema) (json.RawMessage, error) {
 	return json.Marshal(root.values())
 }
 
-// checkSchema says why s cannot be used.
+// CheckSchema says why a block config cannot be decoded by s: its names, types, defaults and bounds.
+func CheckSchema(s vendor.Schema) error {
+	n := 0
+	return checkSchema(s, 1, &n)
+}
+
+// checkSchema is CheckSchema for a schema at a depth, with n settings before it.
 func checkSchema(s vendor.Schema, depth int, n *int) error {
 	if depth > maxSchemaDepth {
 		return fmt.Errorf("blocks are nested more than %d deep", maxSchemaDepth)

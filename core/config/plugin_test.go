@@ -86,7 +86,7 @@ func TestPlugin(t *testing.T) {
 	if !reflect.DeepEqual(p, want) {
 		t.Errorf("%+v", p)
 	}
-	if q := c.Plugins[1]; q.Enabled || q.Grants.Memory != defaultPluginMemory {
+	if q := c.Plugins[1]; q.Enabled || q.Grants.Memory != DefaultPluginMemory {
 		t.Errorf("%+v", q)
 	}
 	if got, err := c.Plugins[1].Values(vendor.Schema{Attributes: []vendor.Attribute{{Name: "a", Type: "number", DefaultJSON: "4"}}}); err != nil || string(got) != `{"a":4}` {

@@ -144,13 +144,14 @@ func checkReference(s string) error {
 }
 
 // checkScheme returns the check of a reference to a thing of that kind, which must have one of schemes.
-func checkScheme(what string, schemes ...string) func(string) error {
+// Where there are plugins it may have another one: which, only they know.
+func checkScheme(c *Config, what string, schemes ...string) func(string) error {
 	return func(s string) error {
 		if err := checkReference(s); err != nil {
 			return err
 		}
 		scheme, _, _ := strings.Cut(s, ":")
-		if !slices.Contains(schemes, scheme) {
+		if !slices.Contains(schemes, scheme) && !c.foreign {
 			return fmt.Errorf("this build knows no %s with the scheme %q; the schemes are %s.%s", what, scheme, quoteAll(schemes), suggest(scheme, schemes))
 		}
 		return nil

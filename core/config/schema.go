@@ -179,10 +179,10 @@ func provisionerGroup(c *Config) *group {
 	}
 }
 
-func workerSchema(w *Worker) *block {
+func workerSchema(c *Config, w *Worker) *block {
 	return &block{name: "worker", label: w.Name, options: []option{
 		text("adapter", `One of "native", "echo" is needed, for example "native".`, &w.Adapter, checkAdapter),
-		text("source", fmt.Sprintf("A reference to an engine is needed, for example %q.", defaultEngine), &w.Source, checkScheme("engine", "npm", "path")),
+		text("source", fmt.Sprintf("A reference to an engine is needed, for example %q.", defaultEngine), &w.Source, checkScheme(c, "engine", "npm", "path")),
 		list("devices", `A list of devices is needed, for example ["cuda0"].`, &w.Devices, checkDevice),
 		whole("context", "tokens", 8192, &w.Context, 0, 1<<24),
 		whole("slots", "slots", 4, &w.Slots, 0, contract.MaxSlots),
@@ -201,15 +201,15 @@ func workerGroup(c *Config) *group {
 			if !ok {
 				w = Worker{Name: label}
 			}
-			return workerSchema(&w), func() { c.Workers = append(c.Workers, w) }
+			return workerSchema(c, &w), func() { c.Workers = append(c.Workers, w) }
 		},
-		each: func() []*block { return bind(c.Workers, workerSchema) },
+		each: func() []*block { return bind(c.Workers, func(w *Worker) *block { return workerSchema(c, w) }) },
 	}
 }
 
-func modelSchema(m *Model) *block {
+func modelSchema(c *Config, m *Model) *block {
 	return &block{name: "model", label: m.Name, options: []option{
-		text("source", `A reference to a model is needed, for example "builtin:stories260k".`, &m.Source, checkScheme("model", "builtin", "file", "hf", "pypi", "ollama", "https", "http", "url", "echo")),
+		text("source", `A reference to a model is needed, for example "builtin:stories260k".`, &m.Source, checkScheme(c, "model", "builtin", "file", "hf", "pypi", "ollama", "https", "http", "url", "echo")),
 		list("aliases", `A list of names is needed, for example ["gpt-4o-mini"].`, &m.Aliases, checkAlias),
 	}}
 }
@@ -220,9 +220,9 @@ func modelGroup(c *Config) *group {
 		check: checkModelName,
 		open: func(label string) (*block, func()) {
 			m := Model{Name: label}
-			return modelSchema(&m), func() { c.Models = append(c.Models, m) }
+			return modelSchema(c, &m), func() { c.Models = append(c.Models, m) }
 		},
-		each: func() []*block { return bind(c.Models, modelSchema) },
+		each: func() []*block { return bind(c.Models, func(m *Model) *block { return modelSchema(c, m) }) },
 	}
 }
 

@@ -69,7 +69,7 @@ func Check(home string, folders ...string) error {
 // CheckAll checks all folders that Apiary makes below home.
 func CheckAll(home string) error {
 	all := []string{
-		"run", secrets, secrets + "/credentials", "blobs/sha256", "partial", "quarantine", "catalog/models", "catalog/engines", "views", "engines", "workers", "plugins/store", "plugins/cache", "state/plugins",
+		"run", secrets, secrets + "/credentials", "blobs/sha256", "partial", "quarantine", "catalog/models", "catalog/engines", "views", "engines", "workers", "plugins/store", "plugins/cache", "plugins/programs", "state/plugins",
 	}
 	for _, pattern := range []string{"blobs/sha256/*", "engines/*", "workers/*"} {
 		found, err := filepath.Glob(filepath.Join(home, filepath.FromSlash(pattern)))

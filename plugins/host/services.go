@@ -66,7 +66,7 @@ type Services struct {
 // NewServices returns the host of a plugin.
 func NewServices(o ServicesOptions) *Services {
 	s := &Services{Store: o.Store, o: o, slots: make(chan struct{}, atOnce), now: time.Now}
-	s.client = egress.NewClient(egress.Options{Own: func(u *url.URL) bool { return granted(o.Grants.Private, u) }})
+	s.client = egress.NewClient(egress.Options{Own: func(u *url.URL) bool { return Granted(o.Grants.Private, u) }})
 	policy := s.client.CheckRedirect
 	s.client.CheckRedirect = func(req *http.Request, via []*http.Request) error {
 		if err := policy(req, via); err != nil {
@@ -77,8 +77,8 @@ func NewServices(o ServicesOptions) *Services {
 	return s
 }
 
-// granted reports whether a list of hosts has the one of u. A name without a port stands for the default ports.
-func granted(hosts []string, u *url.URL) bool {
+// Granted reports whether a list of hosts has the one of u. A name without a port stands for the default ports.
+func Granted(hosts []string, u *url.URL) bool {
 	host := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
 	if strings.Contains(host, ":") {
 		host = "[" + host + "]"
@@ -104,7 +104,7 @@ func (s *Services) check(u *url.URL) error {
 	switch {
 	case u.Scheme != "https" && u.Scheme != "http" || u.Host == "":
 		return s.refuse("scheme_refused", "%s wanted to ask %q; a plugin asks over https only.", redacted(u))
-	case !granted(s.o.Grants.HTTP, u):
+	case !Granted(s.o.Grants.HTTP, u):
 		return s.refuse("host_not_granted", "%s wanted to ask %s, which was not granted; add %q to grants.http of the plugin if it may.", u.Host, u.Host)
 	}
 	return nil

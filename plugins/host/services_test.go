@@ -27,7 +27,7 @@ func TestGranted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if granted(hosts, u) != want {
+		if Granted(hosts, u) != want {
 			t.Errorf("%s: %t", address, !want)
 		}
 	}

@@ -31,9 +31,10 @@ const (
 
 // Folders of plugins below the data folder.
 const (
-	storeFolder = "plugins/store" // files by digest, and what they say about themselves
-	cacheFolder = "plugins/cache" // compiled modules
-	stateFolder = "state/plugins" // what plugins keep
+	storeFolder   = "plugins/store"    // files by digest, and what they say about themselves
+	cacheFolder   = "plugins/cache"    // compiled modules
+	programFolder = "plugins/programs" // what runs, by digest
+	stateFolder   = "state/plugins"    // what plugins keep
 )
 
 // Shelf keeps the files of plugins under their SHA-256. A file on it is never changed.
@@ -41,7 +42,7 @@ type Shelf struct{ home string }
 
 // OpenShelf returns the shelf in a data folder, which it makes.
 func OpenShelf(home string) (*Shelf, error) {
-	if err := folder.Make(home, storeFolder, cacheFolder, stateFolder); err != nil {
+	if err := folder.Make(home, storeFolder, cacheFolder, programFolder, stateFolder); err != nil {
 		return nil, fmt.Errorf("make the folders for plugins: %w", err)
 	}
 	return &Shelf{home: home}, nil
@@ -49,6 +50,9 @@ func OpenShelf(home string) (*Shelf, error) {
 
 // CacheDir is the folder for compiled modules.
 func (s *Shelf) CacheDir() string { return filepath.Join(s.home, filepath.FromSlash(cacheFolder)) }
+
+// programs is the folder from which programs are run.
+func (s *Shelf) programs() string { return filepath.Join(s.home, filepath.FromSlash(programFolder)) }
 
 // StatePath is the file in which the host keeps what a plugin of that name wants to find again.
 func (s *Shelf) StatePath(name string) string {

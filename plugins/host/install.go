@@ -1,0 +1,201 @@
+package host
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"slices"
+
+	"github.com/apiary-dev/apiary/core/config"
+	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/plugins/vendor"
+	"github.com/apiary-dev/apiary/plugins/wasm"
+)
+
+// Candidate is a file that may become a plugin: it is on the shelf and said what it is.
+type Candidate struct {
+	Digest    string // SHA-256
+	Size      int64  // bytes
+	Transport string // config.TransportWASM or config.TransportProcess
+	Platform  string // of the lock file's package
+	Manifest  vendor.StaticManifest
+}
+
+// Asker runs a program for as long as it takes to say what it is.
+type Asker func(ctx context.Context, path, digest string) (*vendor.StaticManifest, error)
+
+// Bounds of what a plugin says about itself.
+const (
+	maxSchemes  = 8
+	maxRequests = 64
+	maxSentence = 500 // bytes of a description
+)
+
+var (
+	namePattern    = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+	versionPattern = regexp.MustCompile(`^[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}([-+][0-9A-Za-z.+-]{1,64})?$`)
+	schemePattern  = regexp.MustCompile(`^[a-z][a-z0-9+-]{0,31}$`)
+)
+
+// reserved are the schemes that no plugin may take.
+func reserved() []string {
+	return []string{"builtin", "echo", "file", "git", "hf", "http", "https", "npm", "ollama", "path", "pypi", "url"}
+}
+
+// Inspect says what the file at path is, without running it. Of a program it knows the platform only.
+func Inspect(path string) (*Candidate, error) {
+	transport, platform, err := Nature(path)
+	if err != nil {
+		return nil, err
+	}
+	c := &Candidate{Transport: transport, Platform: platform}
+	if transport != config.TransportWASM {
+		return c, nil
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the plugin: %w", err)
+	}
+	if st.Size() > MaxModule {
+		return nil, fault.New(fault.Invalid, "plugin_too_large", "The module has %s; a plugin has at most %d MiB.", contract.Bytes(st.Size()), MaxModule>>20)
+	}
+	module, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the plugin: %w", err)
+	}
+	m, err := wasm.Manifest(module)
+	if err != nil {
+		return nil, err
+	}
+	pages := uint32(wasm.DefaultMemoryPages)
+	if m.Info.Requests.MemoryBytes > 0 {
+		pages = uint32(min(m.Info.Requests.MemoryBytes>>16, 1<<16))
+	}
+	if err := wasm.Validate(module, pages); err != nil {
+		return nil, err
+	}
+	c.Manifest = *m
+	return c, CheckManifest(m)
+}
+
+// Take puts what r holds onto the shelf and learns what it is. A WASM module says so without being run. A program has to be run: confirm
+// is asked before, and ask does it.
+func (s *Shelf) Take(ctx context.Context, r io.Reader, confirm func(path string) error, ask Asker) (*Candidate, error) {
+	digest, size, err := s.Put(r)
+	if err != nil {
+		return nil, err
+	}
+	c, err := Inspect(s.Path(digest))
+	if err != nil {
+		return nil, err
+	}
+	c.Digest, c.Size = digest, size
+	if c.Transport == config.TransportProcess {
+		if err := confirm(s.Path(digest)); err != nil {
+			return nil, err
+		}
+		m, err := ask(ctx, s.Path(digest), digest)
+		if err != nil {
+			return nil, err
+		}
+		if err := CheckManifest(m); err != nil {
+			return nil, err
+		}
+		c.Manifest = *m
+	}
+	return c, s.SetManifest(digest, c.Manifest)
+}
+
+// CheckManifest says why a plugin cannot be used as it describes itself.
+func CheckManifest(m *vendor.StaticManifest) error {
+	bad := func(format string, args ...any) error {
+		return fault.New(fault.Invalid, "bad_manifest", "The plugin cannot be used: %s; ask its author.", fmt.Sprintf(format, args...))
+	}
+	i := m.Info
+	contracts := map[string]string{vendor.KindVendor: vendor.ContractVendor, vendor.KindProvisioner: vendor.ContractProvisioner}
+	switch {
+	case !namePattern.MatchString(i.Name):
+		return bad("its name is %q, and a name has 1 to 63 lower-case letters, digits and dashes", short(i.Name))
+	case !versionPattern.MatchString(i.Version):
+		return bad("its version is %q, and a version is such as 1.2.0", short(i.Version))
+	case contracts[i.Kind] == "":
+		return bad("its kind is %q, and a plugin is a vendor or a provisioner", short(i.Kind))
+	case m.Contract != contracts[i.Kind]:
+		return bad("it keeps the contract %q, and this version of Apiary knows %s for a %s", short(m.Contract), contracts[i.Kind], i.Kind)
+	case len(i.Schemes) == 0 || len(i.Schemes) > maxSchemes:
+		return bad("it answers for %d schemes, and 1 to %d are possible", len(i.Schemes), maxSchemes)
+	case len(i.Description) > maxSentence || len(i.Requests.HTTP)+len(i.Requests.Credentials)+len(i.Requests.Run) > maxRequests:
+		return bad("it says or asks for too much")
+	}
+	for _, scheme := range i.Schemes {
+		if !schemePattern.MatchString(scheme) {
+			return bad("%q is not a scheme", short(scheme))
+		}
+		if slices.Contains(reserved(), scheme) {
+			return bad("it answers for %q, which is Apiary's own", scheme)
+		}
+	}
+	if err := config.CheckSchema(m.Schema); err != nil {
+		return bad("its settings are not usable: %v", err)
+	}
+	return nil
+}
+
+// short bounds a foreign text in a message.
+func short(s string) string {
+	if len(s) > 40 {
+		s = s[:40] + "…"
+	}
+	return s
+}
+
+// Asked returns the grants that the plugin asks for.
+func (c *Candidate) Asked() config.Grants {
+	r := c.Manifest.Info.Requests
+	g := config.Grants{HTTP: r.HTTP, Credentials: r.Credentials, Run: r.Run, Memory: contract.Bytes(r.MemoryBytes)}
+	if g.Memory == 0 {
+		g.Memory = config.DefaultPluginMemory
+	}
+	return g
+}
+
+// Locked returns the entry of the lock file for the plugin, with what it was granted.
+func (c *Candidate) Locked(name, source string, grants config.Grants) config.LockedPlugin {
+	i := c.Manifest.Info
+	return config.LockedPlugin{
+		Name: name, Source: source, Version: i.Version, Kind: i.Kind, Contract: c.Manifest.Contract, Grants: grants,
+		Packages: []config.Package{{Platform: c.Platform, Size: contract.Bytes(c.Size), SHA256: c.Digest}},
+	}
+}
+
+// Pinned finds the file of a plugin of the configuration that may run here: the digest of the block, or else that of the lock
+// file for this platform. The digests, and the grants, may not differ from what was agreed to when it was installed.
+func Pinned(p config.Plugin, l *config.Lock, platform string) (digest string, err error) {
+	locked, ok := l.Find(p.Name)
+	if !ok {
+		return "", fault.New(fault.Invalid, "plugin_not_installed", "The plugin %s is in the configuration, but not in the lock file; say `apiary plugin install %s`.", p.Name, p.Source)
+	}
+	if locked.Source != p.Source {
+		return "", fault.New(fault.Denied, "plugin_changed", "The plugin %s comes from %s in the configuration, and from %s in the lock file; say `apiary plugin update %s` if that is meant.", p.Name, p.Source, locked.Source, p.Name)
+	}
+	if p.Version != "" && p.Version != locked.Version {
+		return "", fault.New(fault.Invalid, "plugin_version", "The configuration wants version %s of the plugin %s, and %s is installed; say `apiary plugin update %s`.", p.Version, p.Name, locked.Version, p.Name)
+	}
+	if p.Kind != "" && p.Kind != locked.Kind {
+		return "", fault.New(fault.Invalid, "plugin_kind", "The configuration says that the plugin %s is a %s; it is a %s.", p.Name, p.Kind, locked.Kind)
+	}
+	k, ok := locked.Package(config.PlatformWASM)
+	if !ok {
+		k, ok = locked.Package(platform)
+	}
+	switch {
+	case !ok:
+		return "", fault.New(fault.Invalid, "wrong_platform", "The plugin %s is not installed for %s; say `apiary plugin install %s` on such a machine.", p.Name, platform, p.Source)
+	case p.SHA256 != "" && p.SHA256 != k.SHA256:
+		return "", fault.New(fault.Denied, "plugin_changed", "The configuration pins the plugin %s to %s…, and the lock file to %s…; say `apiary plugin update %s` if the change is meant.", p.Name, p.SHA256[:12], k.SHA256[:12], p.Name)
+	}
+	return k.SHA256, nil
+}

@@ -1,0 +1,104 @@
+package host
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/apiary-dev/apiary/core/config"
+	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/plugins/vendor"
+)
+
+func manifest() *vendor.StaticManifest {
+	return &vendor.StaticManifest{Contract: vendor.ContractVendor, Info: vendor.Info{Name: "gitea", Version: "0.1.0", Kind: vendor.KindVendor, Schemes: []string{"gitea"},
+		Requests: vendor.Requests{HTTP: []string{"git.example.org"}, Credentials: []string{"gitea"}}}}
+}
+
+func TestTake(t *testing.T) {
+	s, err := OpenShelf(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	ask := func(context.Context, string, string) (*vendor.StaticManifest, error) { asked++; return manifest(), nil }
+	no := errors.New("no")
+	program := []byte("#!/bin/sh\n")
+	if _, err := s.Take(t.Context(), bytes.NewReader(program), func(string) error { return no }, ask); !errors.Is(err, no) || asked != 0 {
+		t.Errorf("a program that was not to be run: %v, asked %d times", err, asked)
+	}
+	c, err := s.Take(t.Context(), bytes.NewReader(program), func(string) error { return nil }, ask)
+	if err != nil || c.Transport != config.TransportProcess || c.Size != int64(len(program)) {
+		t.Fatalf("%+v, %v", c, err)
+	}
+	if want := (config.Grants{HTTP: []string{"git.example.org"}, Credentials: []string{"gitea"}, Memory: 64 * contract.MiB}); !reflect.DeepEqual(c.Asked(), want) {
+		t.Errorf("%+v", c.Asked())
+	}
+	if _, err := s.Take(t.Context(), strings.NewReader("\x00asm\x01\x00\x00\x00"), nil, nil); fault.KindOf(err) != fault.Invalid {
+		t.Errorf("a module without a manifest: %v", err)
+	}
+}
+
+func TestCheckManifest(t *testing.T) {
+	if err := CheckManifest(manifest()); err != nil {
+		t.Error(err)
+	}
+	for name, change := range map[string]func(*vendor.StaticManifest){
+		"name":        func(m *vendor.StaticManifest) { m.Info.Name = "../x" },
+		"version":     func(m *vendor.StaticManifest) { m.Info.Version = "latest" },
+		"kind":        func(m *vendor.StaticManifest) { m.Info.Kind = "worker" },
+		"contract":    func(m *vendor.StaticManifest) { m.Contract = "vendor.v2" },
+		"no scheme":   func(m *vendor.StaticManifest) { m.Info.Schemes = nil },
+		"scheme":      func(m *vendor.StaticManifest) { m.Info.Schemes = []string{"A b"} },
+		"ours":        func(m *vendor.StaticManifest) { m.Info.Schemes = []string{"file"} },
+		"description": func(m *vendor.StaticManifest) { m.Info.Description = strings.Repeat("x", 501) },
+		"requests":    func(m *vendor.StaticManifest) { m.Info.Requests.Run = make([]string, 100) },
+		"schema":      func(m *vendor.StaticManifest) { m.Schema.Attributes = []vendor.Attribute{{Name: "a", Type: "x("}} },
+	} {
+		m := manifest()
+		change(m)
+		if err := CheckManifest(m); fault.As(err).Code != "bad_manifest" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestPinned(t *testing.T) {
+	one, two := strings.Repeat("1", 64), strings.Repeat("2", 64)
+	l := &config.Lock{}
+	c := &Candidate{Digest: one, Platform: "linux_amd64", Manifest: *manifest()}
+	l.Put(c.Locked("gitea", "./gitea", c.Asked()))
+	good := config.Plugin{Name: "gitea", Source: "./gitea"}
+	if digest, err := Pinned(good, l, "linux_amd64"); err != nil || digest != one {
+		t.Errorf("%s, %v", digest, err)
+	}
+	for code, change := range map[string]func(*config.Plugin){
+		"plugin_not_installed": func(p *config.Plugin) { p.Name = "other" },
+		"plugin_changed":       func(p *config.Plugin) { p.Source = "./evil" },
+		"plugin_version":       func(p *config.Plugin) { p.Version = "9.0.0" },
+		"plugin_kind":          func(p *config.Plugin) { p.Kind = vendor.KindProvisioner },
+	} {
+		p := good
+		change(&p)
+		if _, err := Pinned(p, l, "linux_amd64"); fault.As(err).Code != code {
+			t.Errorf("%s: %v", code, err)
+		}
+	}
+	p := good
+	p.SHA256 = two
+	if _, err := Pinned(p, l, "linux_amd64"); fault.As(err).Code != "plugin_changed" {
+		t.Errorf("%v", err)
+	}
+	if _, err := Pinned(good, l, "darwin_arm64"); fault.As(err).Code != "wrong_platform" {
+		t.Errorf("%v", err)
+	}
+	c.Digest, c.Platform = two, config.PlatformWASM
+	l.Put(c.Locked("gitea", "./gitea", c.Asked()))
+	if digest, err := Pinned(good, l, "darwin_arm64"); err != nil || digest != two {
+		t.Errorf("%s, %v", digest, err)
+	}
+}

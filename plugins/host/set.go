@@ -1,0 +1,244 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"runtime"
+	"slices"
+	"strconv"
+
+	"github.com/apiary-dev/apiary/core/config"
+	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/secret"
+	"github.com/apiary-dev/apiary/plugins/process"
+	"github.com/apiary-dev/apiary/plugins/sdk"
+	"github.com/apiary-dev/apiary/plugins/vendor"
+)
+
+// SetOptions say which plugins to use, and with what.
+type SetOptions struct {
+	Home        string
+	Plugins     []config.Plugin
+	Executable  string   // this program, which becomes the process of a WASM plugin
+	ExecChild   []string // launcher of programs, as in process.Spec
+	Credentials func(name, host string) (secret.Secret, error)
+	Log         *slog.Logger
+}
+
+// Set is the plugins of a configuration. None of them runs before it is needed.
+type Set struct {
+	Vendors      []vendor.Vendor
+	Provisioners []vendor.Provisioner
+	Problems     []error // of plugins that cannot be used; each names the plugin and says what to do
+
+	running []*Supervisor
+}
+
+// OpenSet makes the plugins of a configuration usable. Of one that is not as it was installed, or whose settings are wrong, it says so in
+// Problems, and leaves it out.
+func OpenSet(o SetOptions) (*Set, error) {
+	s := &Set{}
+	if !slices.ContainsFunc(o.Plugins, func(p config.Plugin) bool { return p.Enabled }) {
+		return s, nil
+	}
+	shelf, err := OpenShelf(o.Home)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := config.ReadLock(o.Home)
+	if err != nil {
+		return nil, err
+	}
+	taken := map[string]string{}
+	for _, p := range o.Plugins {
+		if !p.Enabled {
+			continue
+		}
+		if err := s.add(o, shelf, lock, p, taken); err != nil {
+			s.Problems = append(s.Problems, err)
+		}
+	}
+	return s, nil
+}
+
+func (s *Set) add(o SetOptions, shelf *Shelf, lock *config.Lock, p config.Plugin, taken map[string]string) error {
+	digest, err := Pinned(p, lock, runtime.GOOS+"_"+runtime.GOARCH)
+	if err != nil {
+		return err
+	}
+	if err := shelf.Verify(digest); err != nil {
+		return fmt.Errorf("plugin %s: %w", p.Name, err)
+	}
+	m, err := shelf.Manifest(digest)
+	if err != nil {
+		return fmt.Errorf("plugin %s: %w", p.Name, err)
+	}
+	if err := CheckManifest(m); err != nil {
+		return fmt.Errorf("plugin %s: %w", p.Name, err)
+	}
+	values, err := p.Values(m.Schema)
+	if err != nil {
+		return err
+	}
+	for _, scheme := range m.Info.Schemes {
+		if other, ok := taken[scheme]; ok {
+			return fault.New(fault.Conflict, "scheme_taken", "The plugins %s and %s both answer for %q; switch one of them off.", other, p.Name, scheme)
+		}
+	}
+	transport, _, err := Nature(shelf.Path(digest))
+	if err != nil {
+		return fmt.Errorf("plugin %s: %w", p.Name, err)
+	}
+	services := NewServices(ServicesOptions{
+		Name: p.Name, Grants: Grants{HTTP: p.Grants.HTTP, Private: p.Grants.Private, Credentials: p.Grants.Credentials},
+		Credentials: o.Credentials, Store: OpenStore(shelf.StatePath(p.Name)), Log: o.Log,
+	})
+	spec := process.Spec{
+		Name: p.Name, Path: shelf.Path(digest), SHA256: digest, Store: shelf.programs(), ExecChild: o.ExecChild,
+		Host: sdk.HostDispatch(services), Log: o.Log,
+	}
+	if transport == config.TransportWASM {
+		spec.Path, spec.SHA256, spec.ExecChild = o.Executable, "", nil
+		spec.Args = []string{"plugin-host", "--wasm", shelf.Path(digest), "--sha256", digest, "--cache", shelf.CacheDir(), "--memory", strconv.FormatInt(int64(p.Grants.Memory), 10)}
+	}
+	running := NewSupervisor(p.Name, 0, o.Log, func(ctx context.Context) (Instance, error) { return start(ctx, spec, m.Info, string(values)) })
+	s.running = append(s.running, running)
+	for _, scheme := range m.Info.Schemes {
+		taken[scheme] = p.Name
+	}
+	if m.Info.Kind == vendor.KindVendor {
+		s.Vendors = append(s.Vendors, Vendor(&checked{running, p}, m.Info))
+	} else {
+		s.Provisioners = append(s.Provisioners, Provisioner(&checked{running, p}, m.Info))
+	}
+	return nil
+}
+
+// start runs a plugin, sees that it is the one that was installed, and gives it its settings.
+func start(ctx context.Context, spec process.Spec, info vendor.Info, values string) (Instance, error) {
+	p, err := process.Start(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	got, err := Info(ctx, p)
+	if err == nil && (got.Name != info.Name || got.Version != info.Version || !slices.Equal(got.Schemes, info.Schemes)) {
+		err = fault.New(fault.Denied, "plugin_changed", "The plugin %s says that it is %s %s for %q, which is not what was installed; say `apiary plugin update %s`.", spec.Name, got.Name, got.Version, got.Schemes, spec.Name)
+	}
+	if err == nil {
+		err = Configure(ctx, p, values)
+	}
+	if err != nil {
+		_ = p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// Ask runs the program at path for as long as it takes to say what it is. It gets nothing from the host.
+func (s *Shelf) Ask(ctx context.Context, path, digest string, execChild []string, log *slog.Logger) (*vendor.StaticManifest, error) {
+	nothing := sdk.InvokerFunc(func(context.Context, string, []byte) ([]byte, error) {
+		return nil, &vendor.Error{Kind: vendor.KindDenied, Code: "not_granted", Message: "The plugin is only asked what it is."}
+	})
+	p, err := process.Start(ctx, process.Spec{Name: path, Path: path, SHA256: digest, Store: s.programs(), ExecChild: execChild, Host: nothing, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = p.Close() }()
+	info, err := Info(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	schema, err := Schema(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	contract := vendor.ContractVendor
+	if info.Kind == vendor.KindProvisioner {
+		contract = vendor.ContractProvisioner
+	}
+	return &vendor.StaticManifest{Contract: contract, Info: info, Schema: schema}, nil
+}
+
+// Close ends all plugins.
+func (s *Set) Close() {
+	for _, r := range s.running {
+		r.Close()
+	}
+}
+
+// checked looks at what a plugin answers before the core acts on it: files may come only from where the plugin may go itself, with
+// the credentials that it may use.
+type checked struct {
+	vendor.Invoker
+	plugin config.Plugin
+}
+
+// Invoke implements vendor.Invoker.
+func (c *checked) Invoke(ctx context.Context, method string, request []byte) ([]byte, error) {
+	reply, err := c.Invoker.Invoke(ctx, method, request)
+	if err != nil {
+		return nil, err
+	}
+	var files []vendor.File
+	var steps []vendor.Step
+	switch method {
+	case vendor.MethodResolve:
+		files, err = filesOf(reply, func(m *vendor.Manifest) []vendor.File { return m.Files })
+	case vendor.MethodRefreshSources:
+		files, err = filesOf(reply, func(m *vendor.RefreshResponse) []vendor.File { return m.Files })
+	case vendor.MethodPlan:
+		files, err = filesOf(reply, func(m *vendor.Plan) []vendor.File {
+			steps = m.Steps
+			if m.InPlace != "" {
+				steps = append(steps, vendor.Step{Run: &vendor.RunStep{Tool: "(a folder in place)"}})
+			}
+			return m.Files
+		})
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		for _, src := range f.Sources {
+			if err := c.source(src); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, st := range steps {
+		if st.Run != nil && !slices.Contains(c.plugin.Grants.Run, st.Run.Tool) {
+			return nil, &vendor.Error{Kind: vendor.KindDenied, Code: "tool_not_granted",
+				Message: fmt.Sprintf("The plugin %s wanted to run %q, which was not granted; add it to grants.run of the plugin if it may.", c.plugin.Name, short(st.Run.Tool))}
+		}
+	}
+	return reply, nil
+}
+
+// filesOf reads a reply as a T and takes the files out of it.
+func filesOf[T any](reply []byte, files func(*T) []vendor.File) ([]vendor.File, error) {
+	m := new(T)
+	if err := json.Unmarshal(reply, m); err != nil {
+		return nil, &vendor.Error{Kind: vendor.KindInternal, Code: "bad_reply", Message: "The plugin gave an answer that cannot be read."}
+	}
+	return files(m), nil
+}
+
+func (c *checked) source(src vendor.Source) error {
+	u, err := url.Parse(src.URL)
+	if err != nil || u.Scheme != "https" && !(u.Scheme == "http" && Granted(c.plugin.Grants.Private, u)) || !Granted(c.plugin.Grants.HTTP, u) {
+		where := "an address that is none"
+		if err == nil {
+			where = redacted(u)
+		}
+		return &vendor.Error{Kind: vendor.KindDenied, Code: "host_not_granted",
+			Message: fmt.Sprintf("The plugin %s wants a file fetched from %s, which was not granted; add the host to grants.http of the plugin if it may.", c.plugin.Name, where)}
+	}
+	if src.Credential != "" && !slices.Contains(c.plugin.Grants.Credentials, src.Credential) {
+		return &vendor.Error{Kind: vendor.KindDenied, Code: "credential_not_granted",
+			Message: fmt.Sprintf("The plugin %s wants the credential %q used, which was not granted; add it to grants.credentials of the plugin if it may.", c.plugin.Name, short(src.Credential))}
+	}
+	return nil
+}
