@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/fault"
+	coreprocess "github.com/apiary-dev/apiary/core/process"
 	"github.com/apiary-dev/apiary/plugins/sdk"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
@@ -30,6 +32,10 @@ import (
 const slack = 5 * time.Second
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "exec-child" {
+		fmt.Fprintln(os.Stderr, coreprocess.ExecChild(os.Args[2:]))
+		os.Exit(127)
+	}
 	if program := os.Getenv("HOST_OF"); program != "" {
 		hostThatIsKilled(program)
 	}
@@ -453,17 +459,22 @@ func TestGrandchild(t *testing.T) {
 	}
 }
 
-// TestExecChild: the program may be started through a launcher that gives up privileges.
+// TestExecChild: the program may be started through the launcher that gives up privileges.
 func TestExecChild(t *testing.T) {
 	t.Parallel()
-	launcher := filepath.Join(t.TempDir(), "launcher")
-	if err := os.WriteFile(launcher, []byte("#!/bin/sh\n[ \"$1 $2\" = \"exec-child --\" ] || exit 9\nshift 2\nexec \"$@\"\n"), 0o700); err != nil {
-		t.Fatal(err)
-	}
 	spec, _ := specOf(t)
-	spec.ExecChild = []string{launcher, "exec-child"}
-	if _, err := resolve(t.Context(), start(t, spec), "other"); err != nil {
+	spec.ExecChild = []string{executable(t), "exec-child"}
+	p := start(t, spec)
+	if _, err := resolve(t.Context(), p, "other"); err != nil {
 		t.Error(err)
+	}
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
+	if err != nil || !strings.Contains(string(raw), "NoNewPrivs:\t1") {
+		t.Errorf("it may gain privileges: %v", err)
+	}
+	raw, err = os.ReadFile(fmt.Sprintf("/proc/%d/limits", p.PID()))
+	if err != nil || !regexp.MustCompile(`(?m)^Max core file size +0 +0 `).Match(raw) {
+		t.Errorf("it may leave a core file: %v", err)
 	}
 	spec.ExecChild = []string{"/bin/false"}
 	if _, err := Start(t.Context(), spec); codeOf(err) != CodeStart {
@@ -473,6 +484,15 @@ func TestExecChild(t *testing.T) {
 	if _, err := Start(t.Context(), spec); codeOf(err) != CodeStart {
 		t.Errorf("%v", err)
 	}
+}
+
+func executable(t *testing.T) string {
+	t.Helper()
+	own, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return own
 }
 
 // TestManyThreads: a plugin lives as long as it is wanted, whatever becomes of the threads of the agent.
@@ -492,7 +512,8 @@ func TestManyThreads(t *testing.T) {
 
 // hostThatIsKilled is a host in a process of its own.
 func hostThatIsKilled(program string) {
-	p, err := Start(context.Background(), Spec{Name: "hostile", Path: program, Store: os.Getenv("HOST_STORE"), Log: slog.New(slog.DiscardHandler), RunDir: os.Getenv("HOST_RUN")})
+	p, err := Start(context.Background(), Spec{Name: "hostile", Path: program, Store: os.Getenv("HOST_STORE"), Log: slog.New(slog.DiscardHandler), RunDir: os.Getenv("HOST_RUN"),
+		ExecChild: []string{os.Args[0], "exec-child"}})
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
@@ -509,7 +530,7 @@ func TestHostIsKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(run) })
-	cmd := exec.Command(os.Args[0])
+	cmd := exec.Command(executable(t))
 	cmd.Env = append(os.Environ(), "HOST_OF="+os.Getenv("HOSTILE"), "HOST_STORE="+filepath.Join(t.TempDir(), "store"), "HOST_RUN="+run)
 	out, err := cmd.StdoutPipe()
 	if err != nil {

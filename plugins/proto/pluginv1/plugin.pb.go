@@ -659,7 +659,8 @@ func (x *ErrorDetail) GetRetryAfterMs() int64 {
 	return 0
 }
 
-// HostCall asks for a method of host.v1.Host. Calls may overlap; ids are the caller's and not used twice.
+// HostCall asks for a method of host.v1.Host; request is its message in the binary form of protobuf. Calls may overlap; ids are
+// the caller's and not used twice.
 type HostCall struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -720,7 +721,8 @@ func (x *HostCall) GetRequest() []byte {
 	return nil
 }
 
-// HostReply answers the call of the same id. Exactly one of reply and error is meant: error where it is set.
+// HostReply answers the call of the same id. Exactly one of reply, a message in binary form, and error is meant: error where it
+// is set.
 type HostReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
