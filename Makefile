@@ -60,7 +60,7 @@ vet: ## run go vet, also for macOS, which must compile
 staticcheck: ## run staticcheck
 	$(TOOL) staticcheck ./...
 
-deadcode: ## list functions that neither executable reaches
+deadcode: ## list functions that no executable reaches
 	@out=$$($(TOOL) deadcode -tags embedllama . ./workers/llama/cmd/apiary-llama ./examples/plugin-go); if [ -n "$$out" ]; then echo "$$out"; exit 1; fi
 
 proto: ## generate the code of the plugin contract from plugins/proto

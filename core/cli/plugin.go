@@ -29,7 +29,7 @@ import (
 
 func (a *app) pluginCommand() *cobra.Command {
 	return a.holder("plugin", "Install and look at plugins: model vendors and worker provisioners of others",
-		a.pluginInstall(), a.pluginUpdate(), a.pluginList(), a.pluginVerify(), a.pluginRemove(), a.pluginValidate())
+		a.pluginInstall(), a.pluginUpdate(), a.pluginList(), a.pluginVerify(), a.pluginRemove(), a.pluginValidate(), a.pluginPack())
 }
 
 // pluginWork is what the commands about plugins work with.
@@ -218,7 +218,7 @@ func (a *app) showAsked(name string, c *host.Candidate, before *config.LockedPlu
 	if c.Transport == config.TransportWASM {
 		asks = append(asks, c.Asked().Memory.String()+" of memory")
 	}
-	lines := []string{fmt.Sprintf("%s %s, a %s for %s:", name, i.Version, i.Kind, strings.Join(i.Schemes, ": ")+":")}
+	lines := []string{fmt.Sprintf("%s %s, a %s for %s:", name, i.Version, i.Kind, strings.Join(i.Schemes, ", "))}
 	if i.Description != "" {
 		lines = append(lines, "  "+i.Description)
 	}

@@ -131,9 +131,9 @@ func pluginLog(to io.Writer) *slog.Logger {
 	}}))
 }
 
-// pluginPackCommand writes a manifest into a module whose compiler cannot.
-func (a *app) pluginPackCommand() *cobra.Command {
-	return &cobra.Command{Use: "plugin-pack MODULE MANIFEST", Short: "Write the manifest of a plugin into its module", Hidden: true, Args: argCount(2, 2, "MODULE MANIFEST"),
+// pluginPack writes a manifest into a module whose compiler cannot.
+func (a *app) pluginPack() *cobra.Command {
+	return &cobra.Command{Use: "pack MODULE MANIFEST", Short: "Write the manifest of a plugin, a JSON file, into its WASM module", Args: argCount(2, 2, "MODULE MANIFEST"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			module, err := readInput(args[0])
 			if err != nil {

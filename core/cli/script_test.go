@@ -40,7 +40,7 @@ func TestScripts(t *testing.T) {
 			}
 			return false, fmt.Errorf("unknown condition %q", name)
 		},
-		Cmds: merged(merged(hubCommands(), registryCommands()), map[string]func(*testscript.TestScript, bool, []string){
+		Cmds: merged(merged(merged(hubCommands(), registryCommands()), pluginCommands()), map[string]func(*testscript.TestScript, bool, []string){
 			"apiary": scriptApiary, "http": scriptHTTP, "listen": scriptListen, "truncated": scriptTruncated,
 			"waitready": scriptWaitReady, "waitworkers": scriptWaitWorkers, "samefield": scriptSameField, "newaddress": scriptNewAddress,
 		}),

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/fault"
@@ -17,6 +18,9 @@ import (
 	"github.com/apiary-dev/apiary/plugins/sdk"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
+
+// compileTime is how long the process of a WASM plugin may take to start: the first time it compiles the module.
+const compileTime = time.Minute
 
 // SetOptions say which plugins to use, and with what.
 type SetOptions struct {
@@ -102,6 +106,7 @@ func (s *Set) add(o SetOptions, shelf *Shelf, lock *config.Lock, p config.Plugin
 	}
 	if transport == config.TransportWASM {
 		spec.Path, spec.SHA256, spec.ExecChild = o.Executable, "", nil
+		spec.StartTimeout = compileTime
 		spec.Args = []string{"plugin-host", "--wasm", shelf.Path(digest), "--sha256", digest, "--cache", shelf.CacheDir(), "--memory", strconv.FormatInt(int64(p.Grants.Memory), 10)}
 	}
 	running := NewSupervisor(p.Name, 0, o.Log, func(ctx context.Context) (Instance, error) { return start(ctx, spec, m.Info, string(values)) })

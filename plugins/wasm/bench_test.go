@@ -9,11 +9,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/apiary-dev/apiary/plugins/process"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 	"github.com/apiary-dev/apiary/plugins/wasm/wasmtest"
 )
 
-// benchGuests runs f for the guests whose figures are given in RATIONALE.md.
+// benchGuests runs f for every guest that can be had.
 func benchGuests(b *testing.B, f func(b *testing.B, module []byte)) {
 	for _, g := range guests() {
 		b.Run(g.name, func(b *testing.B) { f(b, g.module(b)) })
@@ -132,4 +133,53 @@ func BenchmarkResolve(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkChild does the same through a plugin host, and starts one whose compiled code is in the cache.
+func BenchmarkChild(b *testing.B) {
+	benchGuests(b, func(b *testing.B, module []byte) {
+		spec := hostSpec(b, module, shelf(40))
+		start := func() *process.Process {
+			p, err := process.Start(b.Context(), spec)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if err := configure(b, p, indexURL); err != nil {
+				b.Fatal(err)
+			}
+			return p
+		}
+		end := func(p *process.Process) {
+			if err := p.Close(); err != nil {
+				b.Fatal(err)
+			}
+		}
+		end(start())
+		b.Run("start", func(b *testing.B) {
+			for b.Loop() {
+				end(start())
+			}
+		})
+		b.Run("resolve", func(b *testing.B) {
+			p := start()
+			defer end(p)
+			for b.Loop() {
+				if got, err := resolve(b, p, "shelf:forty"); err != nil || len(got.Files) != 40 {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(residentMB(b, p.PID()), "MB-resident")
+		})
+	})
+}
+
+func residentMB(b *testing.B, pid int) float64 {
+	b.Helper()
+	for line := range strings.Lines(string(readFile(b, fmt.Sprintf("/proc/%d/status", pid)))) {
+		var kB float64
+		if _, err := fmt.Sscanf(line, "VmRSS: %f kB", &kB); err == nil {
+			return kB / 1024
+		}
+	}
+	return 0
 }

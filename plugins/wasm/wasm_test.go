@@ -519,3 +519,21 @@ func TestCache(t *testing.T) {
 		}
 	})
 }
+
+// FuzzABI has guests give the host any pointers and lengths: the host answers with an error of theirs or a reply, and nothing else.
+func FuzzABI(f *testing.F) {
+	f.Add(int32(64), int32(19), int32(64), int32(0), int32(1024), int32(wasmtest.RequestAt), uint64(wasmtest.ReplyAt<<32|len(ok)))
+	f.Add(int32(-1), int32(-1), int32(1<<30), int32(-1), int32(-4), int32(128<<16-1), uint64(1<<63|100<<20))
+	f.Fuzz(func(t *testing.T, method, methodLen, request, requestLen, into, alloc int32, answer uint64) {
+		module := wasmtest.Plugin(ok).With("apiary_alloc", wasmtest.Const32(alloc)...)
+		module.Data[64] = vendor.MethodHTTPDo
+		module = module.With("apiary_invoke", wasmtest.Code(callHost(method, methodLen, request, requestLen), wasmtest.Drop(), wasmtest.Const32(into), wasmtest.Call(wasmtest.HostReply), wasmtest.Const64(int64(answer)))...)
+		m := open(t, module, func(o *Options) {
+			o.Host = host(func(context.Context, string, []byte) ([]byte, error) { return []byte(`{"status":200}`), nil })
+		})
+		_, err := m.Invoke(t.Context(), vendor.MethodResolve, []byte(`{"reference":"x:y"}`))
+		if e, typed := errors.AsType[*vendor.Error](err); err != nil && (!typed || e.Message == "") {
+			t.Errorf("the error is %v", err)
+		}
+	})
+}
