@@ -127,7 +127,7 @@ type WorkerSpawn struct {
 	Env        map[string]string `json:"env,omitempty"`
 	Args       []string          `json:"args,omitempty"` // extra arguments, after ours
 	SpawnKey   string            `json:"spawn_key,omitempty"`
-	Generation int64             `json:"generation,omitempty"`
+	Generation int64             `json:"generation,omitempty"` // at most MaxGeneration
 	QueenURLs  []string          `json:"queen_urls,omitempty"`
 	Wait       bool              `json:"wait,omitempty"` // queen only: the job ends when the worker is Ready
 }
@@ -135,6 +135,9 @@ type WorkerSpawn struct {
 // MaxSlots is the number of requests that a worker may be asked to run at once: as many as llama.cpp can tell apart, beside the
 // prefixes that the native worker keeps.
 const MaxSlots = 240
+
+// MaxGeneration is the highest generation of a spawn key: beyond it JSON readers that keep numbers as floats lose count.
+const MaxGeneration = 1<<53 - 1
 
 // WorkerSpawned is the result of WorkerSpawn.
 type WorkerSpawned struct {

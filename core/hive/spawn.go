@@ -31,7 +31,7 @@ const echoScheme = "echo:"
 func (h *Hive) spawn(ctx context.Context, n *job.Narrator, spec contract.WorkerSpawn) (contract.WorkerSpawned, error) {
 	var none contract.WorkerSpawned
 	if spec.SpawnKey == "" {
-		spec.SpawnKey = spec.WorkerID
+		spec.SpawnKey = defaultKey(spec.WorkerID)
 	}
 	if len(spec.Devices) == 0 {
 		spec.Devices = []string{"cpu0"}
@@ -130,6 +130,9 @@ func narrateExisting(n *job.Narrator, found *contract.WorkerSpawned) contract.Wo
 	return *found
 }
 
+// defaultKey is the spawn key of a spawn without one.
+func defaultKey(workerID string) string { return workerID }
+
 // existing looks for the spawn in the process table: nil when nothing stands in its way.
 func (h *Hive) existing(spec contract.WorkerSpawn) (*contract.WorkerSpawned, error) {
 	running, err := process.Scan(h.opts.NodeID)
@@ -142,7 +145,12 @@ func (h *Hive) existing(spec contract.WorkerSpawn) (*contract.WorkerSpawned, err
 			found = &running[i]
 		}
 	}
+	taken := func(id, how string) error {
+		return fault.New(fault.Conflict, "worker_exists", "A worker %q runs already %s; choose another id or delete it first.", id, how)
+	}
 	switch {
+	case found != nil && spec.SpawnKey == defaultKey(spec.WorkerID) && found.Model != spec.Model:
+		return nil, taken(found.WorkerID, "and serves another model") // a name that was chosen twice, not a spawn that is repeated
 	case found != nil && found.Generation > spec.Generation:
 		return nil, fault.New(fault.Conflict, "stale_generation",
 			"Generation %d of %q was asked for, but worker %q of generation %d runs already; the asker's plan is out of date.",
@@ -152,7 +160,7 @@ func (h *Hive) existing(spec contract.WorkerSpawn) (*contract.WorkerSpawned, err
 	}
 	for _, e := range running {
 		if e.WorkerID == spec.WorkerID {
-			return nil, fault.New(fault.Conflict, "worker_exists", "A worker %q runs already under another spawn key; choose another id or delete it first.", e.WorkerID)
+			return nil, taken(e.WorkerID, "under another spawn key")
 		}
 	}
 	return nil, nil

@@ -105,6 +105,17 @@ func TestSpawnKey(t *testing.T) {
 	if _, err := do[contract.WorkerSpawned](a, sameName, ""); fault.KindOf(err) != fault.Conflict || err.Code != "worker_exists" {
 		t.Errorf("a second worker of one id: %v", err)
 	}
+	keyless := recorderSpawn("w-9")
+	keyless.SpawnKey, keyless.Generation = "", 0
+	first := a.spawn(keyless)
+	if again := a.spawn(keyless); !again.Existing || again.Identity != first.Identity {
+		t.Errorf("the same spawn without a key: %+v, %+v", first, again)
+	}
+	keyless.Model += "-other"
+	if _, err := do[contract.WorkerSpawned](a, keyless, ""); fault.KindOf(err) != fault.Conflict || err.Code != "worker_exists" {
+		t.Errorf("another model under a taken id: %v", err)
+	}
+	must[contract.WorkerDeleted](t)(a.delete(first.Identity))
 	newer := spec
 	newer.Generation, newer.WorkerID = 5, "w-3"
 	if s := a.spawn(newer); s.Existing || s.PID == got[0].PID {
@@ -160,6 +171,8 @@ func TestArguments(t *testing.T) {
 		"model: short option":  func(s *contract.WorkerSpawn) { s.Model = "-m/etc/passwd" },
 		"model: newline":       func(s *contract.WorkerSpawn) { s.Model = "file:/a\nb" },
 		"model: reversed":      func(s *contract.WorkerSpawn) { s.Model = "file:/a\u202eb" },
+		"devices: twice":       func(s *contract.WorkerSpawn) { s.Devices = []string{"cpu0", "cpu1", "cpu0"} },
+		"generation: inexact":  func(s *contract.WorkerSpawn) { s.Generation = 1 << 53 },
 		"model: NUL":           func(s *contract.WorkerSpawn) { s.Model = "file:/a\x00b" },
 		"worker: option":       func(s *contract.WorkerSpawn) { s.Worker.Source = "-x" },
 		"spawn_key: option":    func(s *contract.WorkerSpawn) { s.SpawnKey = "--hive-id" },

@@ -77,9 +77,12 @@ func checkSpawn(p patterns, s contract.WorkerSpawn) error {
 	if len(s.Devices) > maxDevices {
 		return invalid("devices", "A worker can have at most %d devices; %d were asked for.", maxDevices, len(s.Devices))
 	}
-	for _, d := range s.Devices {
+	for i, d := range s.Devices {
 		if !p.device.MatchString(d) {
 			return invalid("devices", "There is no device called %q; `apiary device list` shows the names, such as cpu0 and cuda0.", d)
+		}
+		if slices.Contains(s.Devices[:i], d) {
+			return invalid("devices", "The device %s is named twice; a worker has each of its devices once.", d)
 		}
 	}
 	for _, n := range []struct {
@@ -90,8 +93,8 @@ func checkSpawn(p patterns, s contract.WorkerSpawn) error {
 			return invalid(n.param, "The value %d of %s is not allowed; it must be between 0 and %d.", n.is, n.param, n.most)
 		}
 	}
-	if s.Generation < 0 {
-		return invalid("generation", "The generation %d is not allowed; it counts up from 0.", s.Generation)
+	if s.Generation < 0 || s.Generation > contract.MaxGeneration {
+		return invalid("generation", "The generation %d is not allowed; it counts up from 0, to %d at most.", s.Generation, contract.MaxGeneration)
 	}
 	if len(s.QueenURLs) > maxQueens {
 		return invalid("queen_urls", "A worker can beat to at most %d queens; %d were named.", maxQueens, len(s.QueenURLs))

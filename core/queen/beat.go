@@ -132,7 +132,7 @@ func checkWorkerBeat(w contract.WorkerInfo) error {
 	err := checkFields(texts, []count{
 		{"worker.port", int64(w.Port), 1, math.MaxUint16}, {"worker.pid", int64(w.PID), 1, maxCount},
 		{"worker.contract_version", int64(w.ContractVersion), 1, maxCount}, {"worker.incarnation", w.Incarnation, 1, math.MaxInt64},
-		{"worker.generation", w.Generation, 0, maxGeneration}, {"worker.context_length", int64(w.ContextLength), 0, maxCount},
+		{"worker.generation", w.Generation, 0, contract.MaxGeneration}, {"worker.context_length", int64(w.ContextLength), 0, maxCount},
 		{"worker.slots", int64(w.Slots), 0, maxCount}, {"worker.slots_busy", int64(w.SlotsBusy), 0, maxCount},
 		{"worker.queue_depth", int64(w.QueueDepth), 0, maxCount}, {"worker.kv_tokens_used", int64(w.KVTokensUsed), 0, maxTokens},
 	})

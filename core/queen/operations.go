@@ -108,6 +108,11 @@ func check(op string, ref contract.ArtifactRef, worker contract.WorkerRef, spawn
 		if spawn.WorkerID != "" && !workerID.MatchString(spawn.WorkerID) {
 			return fault.New(fault.Invalid, "invalid_worker_id", "A worker id has lower-case letters, digits, dots, dashes and underscores, at most 64.").WithParam("worker_id")
 		}
+		for i, d := range spawn.Devices {
+			if slices.Contains(spawn.Devices[:i], d) {
+				return fault.New(fault.Invalid, "invalid_devices", "The device %s is named twice; a worker has each of its devices once.", quoted(d)).WithParam("devices")
+			}
+		}
 		if spawn.Context < 0 || spawn.Slots < 0 || spawn.Threads < 0 {
 			return fault.New(fault.Invalid, "invalid_number", "Context, slots and threads must not be negative.").WithParam("context")
 		}

@@ -255,6 +255,7 @@ func TestRefusedBodies(t *testing.T) {
 		`{"operation":"WorkerSpawn"}`: "model_missing", `{"operation":"WorkerSpawn","model":"m","slots":-1}`: "invalid_number",
 		`{"operation":"WorkerSpawn","model":"m","worker_id":"-x"}`: "invalid_worker_id", `{"operation":"HiveGet"}`: "hive_id_missing",
 		`{"operation":"ModelDownload","reference":"hf:a/b\u202ec"}`: "invalid_reference", `{"operation":"WorkerSpawn","model":"hf:a/b\u2028c"}`: "invalid_reference",
+		`{"operation":"WorkerSpawn","model":"m","devices":["cpu0","cpu0"]}`:        "invalid_devices",
 		`{"operation":"ModelGet","reference":"` + strings.Repeat("x", 2000) + `"}`: "reference_too_long",
 	} {
 		res, err := send(a.http, "POST", a.base+"/v1/jobs", "", json.RawMessage(body))

@@ -24,7 +24,6 @@ const (
 	spawnAttempts = 3                // of a spawn whose answer was lost: the key makes it the same spawn
 	undoBound     = 30 * time.Second // to end the worker of a spawn that was given up: a hive kills within 15 s
 	keyKept       = 10 * time.Minute
-	maxGeneration = 1 << 53            // of a beat that is believed
 	deviceMargin  = 512 * contract.MiB // beside 1.2 × the model, for its cache and buffers
 )
 
@@ -199,7 +198,7 @@ func (q *Queen) begin(slot registry.Slot, spec, recipe contract.WorkerSpawn, aut
 	q.lastGen = generation
 	for i := range s.Workers {
 		w := &s.Workers[i]
-		if w.Info.SpawnKey != key || w.Info.Generation >= maxGeneration {
+		if w.Info.SpawnKey != key || w.Info.Generation >= contract.MaxGeneration {
 			continue // what other workers say of themselves is of no account
 		}
 		if used[key] { // somebody named it, and means the worker that runs under it
