@@ -12,6 +12,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"syscall"
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
@@ -202,6 +203,17 @@ func (x *extractor) sameCase(to string) error {
 	return nil
 }
 
+// unpackError tells an archive whose names do not go together from a disk that fails.
+func unpackError(name string, err error) error {
+	switch {
+	case errors.Is(err, fs.ErrExist), errors.Is(err, syscall.ENOTDIR):
+		return badArchive("%q lies in a folder that is a file", name)
+	case errors.Is(err, syscall.ENAMETOOLONG):
+		return badArchive("the name %q is too long", name)
+	}
+	return fmt.Errorf("unpack %s: %w", name, err)
+}
+
 func (x *extractor) entry(name string, size int64, dir bool, mode fs.FileMode, r io.Reader) error {
 	if err := x.count(name, size); err != nil {
 		return err
@@ -225,7 +237,7 @@ func (x *extractor) entry(name string, size int64, dir bool, mode fs.FileMode, r
 		return err
 	}
 	if err := x.root.MkdirAll(path.Dir(to), 0o755); err != nil {
-		return err
+		return unpackError(name, err)
 	}
 	perm := fs.FileMode(0o644)
 	if mode.Perm()&0o111 != 0 {
@@ -236,7 +248,7 @@ func (x *extractor) entry(name string, size int64, dir bool, mode fs.FileMode, r
 		return badArchive("%q comes twice", name)
 	}
 	if err != nil {
-		return fmt.Errorf("unpack %s: %w", rel, err)
+		return unpackError(name, err)
 	}
 	before := x.unpacked - size
 	n, err := copyContext(x.ctx, f, io.LimitReader(r, size+1), func(n int64) { x.report(before + n) })

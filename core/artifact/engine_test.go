@@ -286,8 +286,20 @@ func TestEngineRefused(t *testing.T) {
 			r.tarballs["linux-x64"] = tgz(t, entry{name: dir + "libllama.v1.so", typ: '2', link: "/etc/passwd"})
 		}, fault.Invalid, "bad_archive"},
 		"out of the way": {func(r *registry) { r.tarballs["linux-x64"] = tgz(t, entry{name: dir + "../../../../x", body: "x"}) }, fault.Invalid, "bad_archive"},
-		"no tarball":     {func(r *registry) { r.tarballs["linux-x64"] = []byte("<html>") }, fault.Invalid, "bad_archive"},
-		"damaged":        {func(r *registry) { r.tarballs["linux-x64"] = good[:len(good)/2] }, fault.Invalid, "bad_archive"},
+		"file as folder": {func(r *registry) {
+			r.tarballs["linux-x64"] = tgz(t, entry{name: dir + "a", body: "x"}, entry{name: dir + "a/x", body: "x"})
+		}, fault.Invalid, "bad_archive"},
+		"file as a folder above": {func(r *registry) {
+			r.tarballs["linux-x64"] = tgz(t, entry{name: dir + "a", body: "x"}, entry{name: dir + "a/b/c/x", body: "x"})
+		}, fault.Invalid, "bad_archive"},
+		"folder as file": {func(r *registry) {
+			r.tarballs["linux-x64"] = tgz(t, entry{name: dir + "a/x", body: "x"}, entry{name: dir + "a", body: "x"})
+		}, fault.Invalid, "bad_archive"},
+		"name too long": {func(r *registry) {
+			r.tarballs["linux-x64"] = tgz(t, entry{name: dir + strings.Repeat("a", 300), body: "x"})
+		}, fault.Invalid, "bad_archive"},
+		"no tarball": {func(r *registry) { r.tarballs["linux-x64"] = []byte("<html>") }, fault.Invalid, "bad_archive"},
+		"damaged":    {func(r *registry) { r.tarballs["linux-x64"] = good[:len(good)/2] }, fault.Invalid, "bad_archive"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
