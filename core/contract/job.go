@@ -159,7 +159,7 @@ type WorkerDelete struct {
 // WorkerDeleted is the result of WorkerDelete.
 type WorkerDeleted struct {
 	WorkerID string `json:"worker_id"`
-	Outcome  string `json:"outcome"` // "terminated", "killed", "gone" (no such process any more)
+	Outcome  string `json:"outcome"` // "terminated", "killed", "gone" (no such process any more), "forgotten" (of no known hive: only the queen's entry is removed)
 }
 
 // WorkerRef is the body of WorkerGet, WorkerLogs and, to a queen, WorkerDelete.

@@ -78,6 +78,7 @@ const (
 	maxLabels = 32
 	maxCount  = math.MaxInt32
 	maxTokens = 1 << 48
+	maxMemory = 1 << 20 * contract.GiB
 )
 
 // text is a field of a beat that is shown to people, sent on or compared.
@@ -143,6 +144,9 @@ func checkWorkerBeat(w contract.WorkerInfo) error {
 	case contract.StatusStarting, contract.StatusReady, contract.StatusBusy, contract.StatusStopped:
 	default:
 		return invalidBeat("worker.status", "must be Starting, Ready, Busy or Stopped")
+	}
+	if w.MemoryBytes > maxMemory {
+		return invalidBeat("worker.memory_bytes", "is %s, and no machine has more than %s", w.MemoryBytes, maxMemory)
 	}
 	if w.LoadProgress < 0 || w.LoadProgress > 1 {
 		return invalidBeat("worker.load_progress", "must be between 0 and 1")

@@ -99,6 +99,8 @@ func TestBeatFields(t *testing.T) {
 		{"worker.model_name", func(w *contract.WorkerInfo) { w.ModelName = "a\nb" }},
 		{"worker.model_name", func(w *contract.WorkerInfo) { w.ModelName = strings.Repeat("n", 1025) }},
 		{"worker.device", func(w *contract.WorkerInfo) { w.Device = "cpu0\x00" }},
+		{"", func(w *contract.WorkerInfo) { w.MemoryBytes = 1 << 50 }},
+		{"worker.memory_bytes", func(w *contract.WorkerInfo) { w.MemoryBytes = 1<<50 + 1 }},
 		{"worker.model_id", func(w *contract.WorkerInfo) { w.ModelID = "safe\u202egpj.exe" }},
 		{"worker.version", func(w *contract.WorkerInfo) { w.Version = "1\u2028" }},
 		{"worker.capabilities", func(w *contract.WorkerInfo) { w.Capabilities = []string{"zero\u200bwidth"} }},

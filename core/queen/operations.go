@@ -180,11 +180,15 @@ func (q *Queen) deleteWorker(ctx context.Context, n *job.Narrator, id string, fo
 		q.step(registry.Deleted{WorkerID: id})
 		return contract.WorkerDeleted{WorkerID: id, Outcome: "gone"}, nil
 	}
-	if hiveID == "" {
-		return none, fault.New(fault.Conflict, "not_managed", "Worker %s belongs to no hive; end it where it was started.", id)
-	}
 	l, h, err := q.hive(hiveID)
-	if err != nil {
+	if fault.KindOf(err) == fault.NotFound { // perhaps it has only not reported yet
+		if err := q.awaitSettled(ctx); err != nil {
+			return none, err
+		}
+		l, h, err = q.hive(hiveID)
+	}
+	stray := known && fault.KindOf(err) == fault.NotFound
+	if err != nil && !stray {
 		return none, err
 	}
 	if known {
@@ -195,6 +199,11 @@ func (q *Queen) deleteWorker(ctx context.Context, n *job.Narrator, id string, fo
 			q.step(registry.Draining{WorkerID: id})
 			return none, err
 		}
+	}
+	if stray {
+		n.Warn("forget", "worker %s belongs to no hive that this queen knows, so nothing is ended: it is taken off the list, and is back when it beats again; end it where it was started", id)
+		q.step(registry.Deleted{WorkerID: id})
+		return contract.WorkerDeleted{WorkerID: id, Outcome: "forgotten"}, nil
 	}
 	q.noteDeleted(id, true)
 	n.Info("kill", "ending worker %s (pid %d) on %s", id, identity.PID, h.Beat.Name)

@@ -100,6 +100,31 @@ func TestSpawnFromNothing(t *testing.T) {
 	}
 }
 
+// TestDeleteStray: a worker of a hive that is not known, or of none, is taken off the list: there is nobody who could end it.
+func TestDeleteStray(t *testing.T) {
+	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+	a := startQueen(t, Options{}, h)
+	a.until("ready", a.settled)
+	for id, hive := range map[string]string{"w-none": "", "w-unknown": "elsewhere"} {
+		beat := beatOf(id)
+		beat.Worker.HiveID = hive
+		body, err := json.Marshal(beat)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if w := a.beatFrom(localPeer, id, body); w.Code != 200 {
+			t.Fatalf("%s: %s", id, w.Body)
+		}
+		got := a.run(contract.WorkerRef{Operation: contract.OpWorkerDelete, WorkerID: id})
+		if _, known := a.Snapshot().Worker(id); got.err != nil || known || !strings.Contains(got.text(), "belongs to no hive") || !strings.Contains(string(got.result), `"forgotten"`) {
+			t.Errorf("%s: %+v, still listed: %v", id, got, known)
+		}
+	}
+	if n := h.did(contract.OpWorkerDelete); n != 0 {
+		t.Errorf("a hive was asked %d times", n)
+	}
+}
+
 func TestReads(t *testing.T) {
 	h := newFakeHive(t, "h1").withModel(modelID, modelRef).withEngine()
 	a := startQueen(t, Options{Models: []Model{{Name: "smol", Source: modelRef, Aliases: []string{"gpt-4o"}}, {Name: "later", Source: "file:/x.gguf"}}}, h)
