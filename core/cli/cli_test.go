@@ -2,9 +2,12 @@ package cli
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -254,6 +257,10 @@ func TestErrors(t *testing.T) {
 	}{
 		{fault.New(fault.NotFound, "x", "There is no model %q.", "a"), "Error: There is no model \"a\".\n"},
 		{os.ErrNotExist, "Error: File does not exist.\n"},
+		{&os.PathError{Op: "lstat", Path: "/tmp/a", Err: syscall.ENOTDIR}, "Error: Could not look at /tmp/a: not a directory.\n"},
+		{fmt.Errorf("open the agent's log: %w", &os.PathError{Op: "open", Path: "/tmp/a", Err: syscall.EACCES}), "Error: Could not open the agent's log: open /tmp/a: permission denied.\n"},
+		{fmt.Errorf("make the data folder: %w", &os.PathError{Op: "mkdir", Path: "/tmp/a", Err: syscall.EACCES}), "Error: Could not make the data folder: mkdir /tmp/a: permission denied.\n"},
+		{errors.New("key file /k is damaged: 64 hexadecimal digits are expected"), "Error: Key file /k is damaged: 64 hexadecimal digits are expected.\n"},
 		{fault.New(fault.Invalid, "config", "Error: Unknown option\n  on config.hcl line 1\n"), "Error: Unknown option\n  on config.hcl line 1\n"},
 		{&fault.Error{Kind: fault.Interrupted}, "Interrupted.\n"},
 	} {

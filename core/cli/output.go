@@ -74,7 +74,7 @@ func (a *app) fail(err error) {
 	case strings.HasPrefix(e.Message, "Error: "):
 		_, _ = fmt.Fprintln(a.err, plain(printableLines(strings.TrimRight(e.Message, "\n")), isTerminal(a.err)))
 	default:
-		_, _ = fmt.Fprintln(a.err, "Error: "+plain(sentence(printableLines(e.Message)), isTerminal(a.err)))
+		_, _ = fmt.Fprintln(a.err, "Error: "+plain(sentence(printableLines(told(err))), isTerminal(a.err)))
 	}
 }
 
@@ -104,6 +104,33 @@ func plain(s string, terminal bool) string {
 		return s
 	}
 	return strings.ReplaceAll(s, "…", "...")
+}
+
+// told is the message of an error. One without a kind of its own, which is wrapped in what was being done, or comes from a system
+// call, is told as that which could not be done.
+func told(err error) string {
+	message := fault.As(err).Message
+	if _, ok := errors.AsType[*fault.Error](err); ok {
+		return message
+	}
+	verb, rest, _ := strings.Cut(message, " ")
+	switch verb {
+	case "lstat", "stat", "fstatat", "newfstatat":
+		verb = "look at"
+	case "mkdir", "mkdirat":
+		verb = "make the folder"
+	case "openat":
+		verb = "open"
+	case "ask", "close", "configure", "encode", "end", "execute", "find", "identify", "install", "list", "load", "lock", "look", "make", "open",
+		"parse", "prepare", "publish", "pull", "read", "remove", "rename", "rotate", "serve", "set", "start", "stop", "switch", "sync", "take",
+		"unpack", "wait", "write":
+	default:
+		return message
+	}
+	if !strings.Contains(rest, ": ") {
+		return message
+	}
+	return "Could not " + verb + " " + rest
 }
 
 // sentence makes a full sentence of a message that came from a library: it starts with a capital and ends with a full stop.

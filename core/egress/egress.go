@@ -107,8 +107,11 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 // checkURL says why an origin that is not the user's own may not be asked.
 func checkURL(u *url.URL) error {
 	host := strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")
+	if host == "" {
+		return refused("The address %q was not asked: it names no host, and only https is used with hosts that the configuration does not name.", u.Redacted())
+	}
 	if u.Scheme != "https" {
-		return refused("%s was not asked over %q: only https is used with hosts that the configuration does not name; if it is a server of your own, add it to hive.mirrors.", host, u.Scheme)
+		return refused("The host %s was not asked over %q: only https is used with hosts that the configuration does not name; if it is a server of your own, add it to hive.mirrors.", host, u.Scheme)
 	}
 	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
 		return refusedAddress(host, "this machine")
@@ -128,7 +131,7 @@ func refusedAddress(host, to string) error {
 	if to != "" {
 		host += " leads to " + to + ", which"
 	}
-	return refused("%s is not a public address: only hosts that the configuration names may be on this machine or in a private network; if it is a server of your own, add it to hive.mirrors.", host)
+	return refused("The host %s is not a public address: only hosts that the configuration names may be on this machine or in a private network; if it is a server of your own, add it to hive.mirrors.", host)
 }
 
 // dialPublic connects to public addresses only.

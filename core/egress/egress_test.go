@@ -139,7 +139,7 @@ func TestNameLeadsInside(t *testing.T) {
 	inside := newSite(t, true, ok)
 	_, err := dialPublic(t.Context(), "tcp", strings.Replace(inside.Listener.Addr().String(), "127.0.0.1", "localhost", 1))
 	wantCode(t, err, CodeRefused)
-	if err == nil || !strings.Contains(err.Error(), "localhost leads to ") {
+	if err == nil || !strings.Contains(err.Error(), "The host localhost leads to ") {
 		t.Errorf("got %v", err)
 	}
 	if inside.dialled.Load() > 0 {

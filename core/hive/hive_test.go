@@ -174,6 +174,9 @@ func TestBadRequests(t *testing.T) {
 	}{
 		"unknown operation":   {operation("WorkerDance"), "unknown_operation"},
 		"no operation":        {map[string]int{}, "operation_missing"},
+		"operation twice":     {json.RawMessage(`{"operation":"ProcessList","operation":"DeviceList"}`), "duplicate_field"},
+		"in another case":     {json.RawMessage(`{"operation":"ProcessList","Operation":"DeviceList"}`), "duplicate_field"},
+		"reference twice":     {json.RawMessage(`{"operation":"ModelGet","reference":"a:b","reference":"c:d"}`), "duplicate_field"},
 		"wrong type":          {map[string]any{"operation": contract.OpWorkerSpawn, "worker_id": 5}, "invalid_value"},
 		"no reference":        {artifactRef(contract.OpModelGet, ""), "invalid_reference"},
 		"option as reference": {artifactRef(contract.OpModelDownload, "--help"), "invalid_reference"},

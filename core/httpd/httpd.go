@@ -218,7 +218,7 @@ func (s *Server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	// ServeMux would answer an unclean path with a redirect; here such a path is unknown.
 	p := r.URL.EscapedPath()
-	if !strings.HasPrefix(p, "/") || path.Clean(p) != strings.TrimSuffix(p, "/") && p != "/" {
+	if clean := path.Clean(p); !strings.HasPrefix(p, "/") || p != clean && (clean == "/" || p != clean+"/") {
 		s.serveUnknown(w, r)
 		return
 	}

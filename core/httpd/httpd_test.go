@@ -114,6 +114,8 @@ func TestAnswers(t *testing.T) {
 		{"two values", "POST", "/admin", "{}{}", "Content-Type: application/json\nAuthorization: Bearer key", 400, "invalid_json"},
 		{"wrong method", "DELETE", "/open", "", "Authorization: Bearer key", 405, "method_not_allowed"},
 		{"unclean path", "GET", "/a/../open", "", "Authorization: Bearer key", 404, "unknown_path"},
+		{"two slashes", "GET", "//", "", "Authorization: Bearer key", 404, "unknown_path"},
+		{"three slashes", "GET", "///", "", "Authorization: Bearer key", 404, "unknown_path"},
 		{"panic", "GET", "/panic", "", "", 500, "internal"},
 	} {
 		var req bytes.Buffer

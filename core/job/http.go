@@ -1,6 +1,7 @@
 package job
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -45,6 +46,10 @@ func (m *Manager) SubmitHandler(dispatch func(op string, body json.RawMessage) (
 			writeError(w, fault.New(fault.Invalid, "invalid_json", `The body of a job must be a JSON object with "operation" and the operation's fields.`))
 			return
 		}
+		if twice := duplicate(body); twice != "" {
+			writeError(w, fault.New(fault.Invalid, "duplicate_field", "The field %.64q stands twice in the body of a job; say which one is meant.", twice).WithParam(twice))
+			return
+		}
 		if head.Operation == "" {
 			writeError(w, fault.New(fault.Invalid, "operation_missing", `The field "operation" is missing.`).WithParam("operation"))
 			return
@@ -61,6 +66,33 @@ func (m *Manager) SubmitHandler(dispatch func(op string, body json.RawMessage) (
 		}
 		writeJSON(w, http.StatusAccepted, contract.JobAccepted{JobID: job.ID, StreamURL: "/v1/jobs/" + job.ID + "/stream"})
 	})
+}
+
+// duplicate returns the name of a field that an object has twice, also in another case of letters, because readers differ in which
+// of them counts; "" where it has none. body is a JSON object.
+func duplicate(body []byte) string {
+	d := json.NewDecoder(bytes.NewReader(body))
+	seen := map[string]bool{}
+	if _, err := d.Token(); err != nil {
+		return ""
+	}
+	for d.More() {
+		t, err := d.Token()
+		key, ok := t.(string)
+		if err != nil || !ok {
+			return ""
+		}
+		folded := strings.ToLower(strings.ToUpper(key)) // as encoding/json folds, which takes ſ for s
+		if seen[folded] {
+			return key
+		}
+		seen[folded] = true
+		var value json.RawMessage
+		if d.Decode(&value) != nil {
+			return ""
+		}
+	}
+	return ""
 }
 
 // subject is the fields of operations that say what they are about. Their types are checked by who dispatches.
