@@ -152,7 +152,8 @@ func (a *app) tellStory(ctx context.Context, f samplingFlags) error {
 		s.line("")
 	}
 	s.line("  " + result.summary())
-	s.line(fmt.Sprintf("  A real model:   %s chat hf:HuggingFaceTB/SmolLM2-135M-Instruct-GGUF", me()))
+	s.line(fmt.Sprintf("  Your own model: %s chat file:PATH", me()))
+	s.line(fmt.Sprintf("  One from a hub: %s chat hf:HuggingFaceTB/SmolLM2-135M-Instruct-GGUF", me()))
 	s.line(fmt.Sprintf("  Any client:     OPENAI_BASE_URL=%s/v1", c.base))
 	s.line(fmt.Sprintf("  Stop:           %s stop", me()))
 	return nil
