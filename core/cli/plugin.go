@@ -279,7 +279,7 @@ func openSource(ctx context.Context, source string) (string, io.ReadCloser, erro
 		}
 		if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
 			_ = f.Close()
-			return "", nil, fault.New(fault.Invalid, "file_unreadable", "%s is not a file; give the path of a plugin, such as what `apiary plugin build` made.", path)
+			return "", nil, fault.New(fault.Invalid, "file_unreadable", "%s is not a file; give the path of a WASM module or a program.", path)
 		}
 		return path, f, nil
 	}
@@ -516,7 +516,7 @@ func (a *app) pluginValidate() *cobra.Command {
 			}
 			i := c.Manifest.Info
 			if c.Transport == config.TransportProcess {
-				return a.tell("%s is a program for %s; `apiary plugin test` runs it.", args[0], c.Platform)
+				return a.tell("%s is a program for %s; what it asks for is known when `apiary plugin install` runs it.", args[0], c.Platform)
 			}
 			return a.tell("%s is a plugin: %s %s, a %s for %s.", args[0], i.Name, i.Version, i.Kind, strings.Join(i.Schemes, ", "))
 		})}

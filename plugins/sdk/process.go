@@ -22,7 +22,7 @@ import (
 )
 
 // ErrByHand is the error of a plugin that was not started by an agent. Its text is for the person who did.
-var ErrByHand = errors.New("this program is a plugin of Apiary, which the agent starts: name it in a plugin block of the configuration, or try it with `apiary plugin test`")
+var ErrByHand = errors.New("this program is a plugin of Apiary, which the agent starts: install it with `apiary plugin install`")
 
 // Bounds of a plugin process.
 const (
