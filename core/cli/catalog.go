@@ -11,6 +11,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/client"
 	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/fault"
 )
 
 func (a *app) modelCommand() *cobra.Command {
@@ -79,10 +80,45 @@ func (a *app) modelCommand() *cobra.Command {
 			}
 			return a.remove(ctx, contract.ArtifactRef{Operation: contract.OpModelDelete, Reference: ref, HiveID: hive}, "model "+ref)
 		})}
-	for _, c := range []*cobra.Command{pull, get, rm} {
+	search := a.modelSearch(&hive)
+	for _, c := range []*cobra.Command{pull, search, get, rm} {
 		hiveFlag(c, &hive)
 	}
-	return a.holder("model", "Fetch, list and remove models", pull, list, get, rm)
+	return a.holder("model", "Find, fetch, list and remove models", search, pull, list, get, rm)
+}
+
+// modelSearch is the command that asks the vendors for models.
+func (a *app) modelSearch(hive *string) *cobra.Command {
+	s := contract.ModelSearch{Operation: contract.OpModelSearch}
+	c := &cobra.Command{Use: "search WORDS", Short: "Look for models where the vendors have theirs", Args: argCount(1, 32, "WORDS"),
+		RunE: interruptible(func(ctx context.Context, args []string) error {
+			s.Query, s.HiveID = strings.Join(args, " "), *hive
+			if s.Limit < 1 || s.Limit > contract.MaxSearchResults {
+				return fault.New(fault.Invalid, "invalid_limit", "A search gives 1 to %d results, and --limit is %d.", contract.MaxSearchResults, s.Limit)
+			}
+			return ask(ctx, a, s, func(found contract.ModelsFound) error {
+				rows := make([][]string, 0, len(found.Models))
+				for _, m := range found.Models {
+					size := "-"
+					if m.SizeBytes > 0 {
+						size = m.SizeBytes.String()
+					}
+					rows = append(rows, []string{m.Reference, size, m.Vendor, cmp.Or(m.Description, "-")})
+				}
+				if err := a.table([]string{"REFERENCE", "SIZE", "VENDOR", "DESCRIPTION"}, rows, "Nothing was found; try fewer or other words."); err != nil {
+					return err
+				}
+				for _, f := range found.Failed {
+					if _, err := fmt.Fprintf(a.err, "%s could not be searched: %s\n", printable(f.Vendor), printable(f.Error.Message)); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		})}
+	c.Flags().StringVar(&s.Vendor, "vendor", "", "`name` or scheme of the one vendor to ask (default: all that can search)")
+	c.Flags().IntVar(&s.Limit, "limit", 20, "most results")
+	return c
 }
 
 func (a *app) engineCommand() *cobra.Command {

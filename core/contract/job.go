@@ -23,6 +23,7 @@ const (
 	OpModelGet            = "ModelGet"
 	OpModelDownload       = "ModelDownload"
 	OpModelDelete         = "ModelDelete"
+	OpModelSearch         = "ModelSearch"
 	OpDeviceList          = "DeviceList"
 	OpProcessList         = "ProcessList"
 )
@@ -31,7 +32,7 @@ const (
 func IsRead(operation string) bool {
 	switch operation {
 	case OpStatus, OpWorkerList, OpWorkerGet, OpWorkerLogs, OpWorkerInstalledList, OpWorkerInstalledGet, OpHiveList, OpHiveGet,
-		OpModelList, OpModelGet, OpDeviceList, OpProcessList:
+		OpModelList, OpModelGet, OpModelSearch, OpDeviceList, OpProcessList:
 		return true
 	}
 	return false
@@ -182,6 +183,41 @@ type ArtifactRef struct {
 	Operation string `json:"operation"`
 	Reference string `json:"reference"`
 	HiveID    string `json:"hive_id,omitempty"` // default: every hive for reads and deletes, the local one for fetches
+}
+
+// Bounds of ModelSearch.
+const (
+	MaxSearchQuery   = 256 // bytes
+	MaxSearchResults = 100
+)
+
+// ModelSearch looks for models where the vendors of a hive have theirs.
+type ModelSearch struct {
+	Operation string `json:"operation"`
+	Query     string `json:"query"`
+	Vendor    string `json:"vendor,omitempty"`  // a vendor's name, or a scheme of it; default: all that can search
+	Limit     int    `json:"limit,omitempty"`   // most results; default 20, at most MaxSearchResults
+	HiveID    string `json:"hive_id,omitempty"` // queen only: whose vendors; default: the local hive's
+}
+
+// ModelsFound is the result of ModelSearch: what was found, and the vendors that could not tell.
+type ModelsFound struct {
+	Models []ModelFound   `json:"models"`
+	Failed []VendorFailed `json:"failed"`
+}
+
+// ModelFound is one model that a search found, with the reference to fetch it by.
+type ModelFound struct {
+	Vendor      string `json:"vendor"`
+	Reference   string `json:"reference"`
+	Description string `json:"description,omitempty"` // one line
+	SizeBytes   Bytes  `json:"size_bytes,omitempty"`  // 0: not known
+}
+
+// VendorFailed is a vendor that could not be asked, with the reason.
+type VendorFailed struct {
+	Vendor string `json:"vendor"`
+	Error  Error  `json:"error"`
 }
 
 // WorkerExit is the body of POST {queen}/v1/worker-exits, with which a hive reports the end of a child.

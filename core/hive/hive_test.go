@@ -133,6 +133,11 @@ func TestArtifactOperations(t *testing.T) {
 		t.Errorf("devices %+v", devices)
 	}
 
+	search := contract.ModelSearch{Operation: contract.OpModelSearch, Query: "m"}
+	if f := must[contract.ModelsFound](t)(do[contract.ModelsFound](a, search, "ModelsFound")); len(f.Models) != 1 || f.Models[0].Reference != "file:/m" {
+		t.Errorf("found %+v", f)
+	}
+
 	spec := recorderSpawn("w-1")
 	spec.Worker.Source = engine
 	s := a.spawn(spec)
@@ -180,6 +185,9 @@ func TestBadRequests(t *testing.T) {
 		"wrong type":          {map[string]any{"operation": contract.OpWorkerSpawn, "worker_id": 5}, "invalid_value"},
 		"no reference":        {artifactRef(contract.OpModelGet, ""), "invalid_reference"},
 		"option as reference": {artifactRef(contract.OpModelDownload, "--help"), "invalid_reference"},
+		"no words":            {contract.ModelSearch{Operation: contract.OpModelSearch, Query: "  "}, "invalid_query"},
+		"hidden words":        {contract.ModelSearch{Operation: contract.OpModelSearch, Query: "a\u202eb"}, "invalid_query"},
+		"too many results":    {contract.ModelSearch{Operation: contract.OpModelSearch, Query: "a", Limit: 1000}, "invalid_limit"},
 		"no identity":         {contract.WorkerDelete{Operation: contract.OpWorkerDelete, WorkerID: "w-1"}, "invalid_identity"},
 		"two workers": {contract.WorkerDelete{Operation: contract.OpWorkerDelete, WorkerID: "w-1",
 			Identity: &contract.Identity{WorkerID: "w-2", BootID: "b", PID: 2, StartTicks: 1}}, "invalid_identity"},

@@ -49,6 +49,10 @@ func (h *Hive) dispatch(op string, body json.RawMessage) (job.Func, error) {
 		return decoded(body, checkArtifact, func(_ context.Context, _ *job.Narrator, r contract.ArtifactRef) (contract.Model, error) {
 			return h.opts.Artifacts.Model(r.Reference)
 		})
+	case contract.OpModelSearch:
+		return decoded(body, checkSearch, func(ctx context.Context, _ *job.Narrator, r contract.ModelSearch) (contract.ModelsFound, error) {
+			return h.opts.Artifacts.SearchModels(ctx, r)
+		})
 	case contract.OpModelDownload:
 		return decoded(body, checkArtifact, h.download)
 	case contract.OpModelDelete:
@@ -94,6 +98,18 @@ func listed[T any](list []T, err error) (any, error) {
 		return nil, err
 	}
 	return append([]T{}, list...), nil
+}
+
+func checkSearch(r contract.ModelSearch) error {
+	switch {
+	case strings.TrimSpace(r.Query) == "" || len(r.Query) > contract.MaxSearchQuery || contract.HasHidden(r.Query):
+		return invalid("query", "A search needs words, at most %d characters of them, without control characters.", contract.MaxSearchQuery)
+	case contract.HasHidden(r.Vendor) || len(r.Vendor) > maxArg:
+		return invalid("vendor", "The vendor %q of the search is not a name.", cut(r.Vendor, 64))
+	case r.Limit < 0 || r.Limit > contract.MaxSearchResults:
+		return invalid("limit", "A search gives 1 to %d results, and %d were asked for.", contract.MaxSearchResults, r.Limit)
+	}
+	return nil
 }
 
 func checkArtifact(r contract.ArtifactRef) error { return checkReference(r.Reference) }

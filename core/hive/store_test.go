@@ -45,6 +45,13 @@ func (s *store) PullModel(ctx context.Context, ref string, report func(string, s
 	return m, nil
 }
 
+func (s *store) SearchModels(_ context.Context, r contract.ModelSearch) (contract.ModelsFound, error) {
+	return contract.ModelsFound{
+		Models: []contract.ModelFound{{Vendor: "local", Reference: "file:/" + r.Query, Description: "found", SizeBytes: 1}},
+		Failed: []contract.VendorFailed{{Vendor: "other", Error: fault.Wire(missing("none", r.Query), "")}},
+	}, nil
+}
+
 func (s *store) Models() ([]contract.Model, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -205,6 +205,10 @@ func (h *fakeHive) perform(ctx context.Context, n *job.Narrator, op string, body
 		id := ref.Reference + "@0123456789ab"
 		h.withModel(id, ref.Reference)
 		return contract.Model{ID: id, References: []string{ref.Reference}, Vendor: "v", Format: "gguf"}, nil
+	case contract.OpModelSearch:
+		var s contract.ModelSearch
+		_ = json.Unmarshal(body, &s)
+		return contract.ModelsFound{Models: []contract.ModelFound{{Vendor: h.id, Reference: "x:" + s.Query}}, Failed: []contract.VendorFailed{}}, nil
 	case contract.OpModelDelete:
 		h.mu.Lock()
 		defer h.mu.Unlock()

@@ -48,6 +48,16 @@ func (q *Queen) download(ctx context.Context, ref contract.ArtifactRef, say func
 	return m, err
 }
 
+// search has the vendors of a hive look for models: of the one that was named, or of the local one.
+func (q *Queen) search(ctx context.Context, s contract.ModelSearch, say func(contract.Narration)) (contract.ModelsFound, error) {
+	l, _, err := q.chosen(s.HiveID)
+	if err != nil {
+		return contract.ModelsFound{}, err
+	}
+	s.Operation, s.HiveID = contract.OpModelSearch, ""
+	return forward[contract.ModelsFound](ctx, l, s, say)
+}
+
 // holders returns the hives that have a thing, of the one that is named or of all.
 func (q *Queen) holders(hiveID string, has func(*contract.Inventory) bool) ([]*link, error) {
 	if hiveID != "" {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
@@ -22,6 +23,7 @@ func (q *Queen) dispatch(op string, body json.RawMessage) (job.Func, error) {
 	var ref contract.ArtifactRef
 	var worker contract.WorkerRef
 	var spawn contract.WorkerSpawn
+	var search contract.ModelSearch
 	var into any
 	var h handler
 	switch op {
@@ -55,6 +57,8 @@ func (q *Queen) dispatch(op string, body json.RawMessage) (job.Func, error) {
 		into, h = &ref, func(context.Context, *job.Narrator) (any, error) { return q.getModel(ref.Reference) }
 	case contract.OpModelDownload:
 		into, h = &ref, func(ctx context.Context, n *job.Narrator) (any, error) { return q.download(ctx, ref, n.Forward) }
+	case contract.OpModelSearch:
+		into, h = &search, func(ctx context.Context, n *job.Narrator) (any, error) { return q.search(ctx, search, n.Forward) }
 	case contract.OpModelDelete:
 		into, h = &ref, func(ctx context.Context, n *job.Narrator) (any, error) { return q.deleteModel(ctx, n, ref) }
 	case contract.OpWorkerInstall:
@@ -81,14 +85,14 @@ func (q *Queen) dispatch(op string, body json.RawMessage) (job.Func, error) {
 			return nil, e
 		}
 	}
-	if err := check(op, ref, worker, spawn); err != nil {
+	if err := check(op, ref, worker, spawn, search); err != nil {
 		return nil, err
 	}
 	return job.Func(h), nil
 }
 
 // check refuses bodies that lack what their operation is about.
-func check(op string, ref contract.ArtifactRef, worker contract.WorkerRef, spawn contract.WorkerSpawn) error {
+func check(op string, ref contract.ArtifactRef, worker contract.WorkerRef, spawn contract.WorkerSpawn, search contract.ModelSearch) error {
 	missing := func(field string) error {
 		return fault.New(fault.Invalid, field+"_missing", "%s needs the field %q.", op, field).WithParam(field)
 	}
@@ -118,6 +122,10 @@ func check(op string, ref contract.ArtifactRef, worker contract.WorkerRef, spawn
 		}
 		if spawn.Slots > contract.MaxSlots {
 			return fault.New(fault.Invalid, "invalid_slots", "A worker can have at most %d slots, and %d were asked for.", contract.MaxSlots, spawn.Slots).WithParam("slots")
+		}
+	case contract.OpModelSearch:
+		if strings.TrimSpace(search.Query) == "" {
+			return missing("query")
 		}
 	case contract.OpHiveGet:
 		if ref.HiveID == "" {

@@ -145,6 +145,11 @@ func TestReads(t *testing.T) {
 	if model.ID != modelID || model.Names[0] != "smol" || model.Hives[0] != "h1" {
 		t.Errorf("model %+v", model)
 	}
+	var found contract.ModelsFound
+	a.read(contract.ModelSearch{Operation: contract.OpModelSearch, Query: "smol", HiveID: "h1"}, "ModelsFound", &found)
+	if len(found.Models) != 1 || found.Models[0].Reference != "x:smol" || found.Models[0].Vendor != "h1" {
+		t.Errorf("found %+v", found)
+	}
 	var devices []hiveDevice
 	a.read(operation{contract.OpDeviceList}, "[]HiveDevice", &devices)
 	var engines []hiveEngine
@@ -276,7 +281,7 @@ func TestFailedManualSpawnIsNotRepeated(t *testing.T) {
 func TestRefusedBodies(t *testing.T) {
 	a := startQueen(t, Options{})
 	for body, code := range map[string]string{
-		`{"operation":"Infer"}`: "unknown_operation", `{"operation":"ModelGet"}`: "reference_missing", `{"operation":"WorkerGet","worker_id":3}`: "invalid_operation",
+		`{"operation":"Infer"}`: "unknown_operation", `{"operation":"ModelGet"}`: "reference_missing", `{"operation":"ModelSearch","query":" "}`: "query_missing", `{"operation":"WorkerGet","worker_id":3}`: "invalid_operation",
 		`{"operation":"WorkerSpawn"}`: "model_missing", `{"operation":"WorkerSpawn","model":"m","slots":-1}`: "invalid_number",
 		`{"operation":"WorkerSpawn","model":"m","worker_id":"-x"}`: "invalid_worker_id", `{"operation":"HiveGet"}`: "hive_id_missing",
 		`{"operation":"ModelDownload","reference":"hf:a/b\u202ec"}`: "invalid_reference", `{"operation":"WorkerSpawn","model":"hf:a/b\u2028c"}`: "invalid_reference",
