@@ -139,8 +139,7 @@ func (l *late) prepare(ctx context.Context) error {
 // reach is where the configuration lets requests to other people's servers go, and with which credentials.
 type reach struct {
 	mirrors    []string // base URLs
-	plugins    []config.Plugin
-	hub        string // base URL; "": the vendor is switched off
+	hub        string   // base URL; "": the vendor is switched off
 	hubToken   secret.Secret
 	ollama     string // base URL; "": the vendor is switched off
 	registry   *npm.Provisioner
@@ -149,7 +148,7 @@ type reach struct {
 }
 
 func newReach(cfg *config.Config) *reach {
-	r := &reach{mirrors: cfg.Hive.Mirrors, plugins: cfg.Plugins, configured: cfg.CredentialLookup(config.OpenCredentials(cfg.Home))}
+	r := &reach{mirrors: cfg.Hive.Mirrors, configured: cfg.CredentialLookup(config.OpenCredentials(cfg.Home))}
 	if hub := cfg.Vendor(config.VendorHub); hub.Enabled {
 		r.hub, r.hubToken = cmp.Or(hub.Endpoint, huggingface.DefaultEndpoint), hub.Credential
 	}
@@ -161,8 +160,7 @@ func newReach(cfg *config.Config) *reach {
 
 // own reports whether the configuration names the origin of u: registries, hub and mirrors. What others name is checked.
 func (r *reach) own(u *url.URL) bool {
-	return r.registry.Own(u) || r.index.Own(u) || config.SameOrigin(r.hub, u) || config.SameOrigin(r.ollama, u) || slices.ContainsFunc(r.mirrors, func(m string) bool { return config.SameOrigin(m, u) }) ||
-		slices.ContainsFunc(r.plugins, func(p config.Plugin) bool { return p.Enabled && pluginhost.Granted(p.Grants.Private, u) })
+	return r.registry.Own(u) || r.index.Own(u) || config.SameOrigin(r.hub, u) || config.SameOrigin(r.ollama, u) || slices.ContainsFunc(r.mirrors, func(m string) bool { return config.SameOrigin(m, u) })
 }
 
 // credential gives the token of that name that may be sent to host: the configured one, else what the vendor's block or HF_TOKEN

@@ -30,9 +30,11 @@ func TestOwnOrigins(t *testing.T) {
 	r := testReach(t, func(c *config.Config, v *config.Vendor) {
 		v.Endpoint = "http://10.0.0.5:9000/hf"
 		c.Hive.Mirrors = []string{"http://10.0.0.6"}
+		// What one plugin may ask is open to that plugin alone.
+		c.Plugins = []config.Plugin{{Name: "x", Enabled: true, Grants: config.Grants{HTTP: []string{"10.0.0.7:3000"}, Private: []string{"10.0.0.7:3000"}}}}
 	})
 	for u, want := range map[string]bool{
-		"http://10.0.0.5:9000/api/models": true, "http://10.0.0.5:9001/": false, "https://10.0.0.5:9000/": false, "http://10.0.0.6:80/x": true, "http://10.0.0.6:81/x": false,
+		"http://10.0.0.5:9000/api/models": true, "http://10.0.0.5:9001/": false, "https://10.0.0.5:9000/": false, "http://10.0.0.6:80/x": true, "http://10.0.0.6:81/x": false, "http://10.0.0.7:3000/": false,
 		"https://huggingface.co/": false, "http://127.0.0.1/": false,
 	} {
 		parsed, err := url.Parse(u)

@@ -55,7 +55,7 @@ func (s *Store) installBest(ctx context.Context, ref string, prov vendor.Provisi
 		if err != nil {
 			return contract.Engine{}, pluginhost.Fault(err)
 		}
-		e, err := s.install(ctx, ref, plan, failed, report)
+		e, err := s.install(ctx, ref, prov, plan, failed, report)
 		if err == nil || fault.As(err).Code != codeSelfTest {
 			return e, err
 		}
@@ -123,7 +123,7 @@ func (s *Store) addReference(ctx context.Context, e *engineEntry, ref string) er
 }
 
 // install carries out a plan.
-func (s *Store) install(ctx context.Context, ref string, plan *vendor.Plan, failed []string, report Report) (contract.Engine, error) {
+func (s *Store) install(ctx context.Context, ref string, prov vendor.Provisioner, plan *vendor.Plan, failed []string, report Report) (contract.Engine, error) {
 	if err := checkPlan(plan); err != nil {
 		return contract.Engine{}, err
 	}
@@ -147,7 +147,7 @@ func (s *Store) install(ctx context.Context, ref string, plan *vendor.Plan, fail
 		return all[i].Engine, s.addReference(ctx, &all[i], ref)
 	}
 	got := map[string]fetched{}
-	err = s.withFiles(ctx, plan, plan.Files, got, plan.Name+" "+plan.Version+" for "+plan.Platform, report, func() error {
+	err = s.withFiles(ctx, s.originOf(prov, nil), plan, plan.Files, got, plan.Name+" "+plan.Version+" for "+plan.Platform, report, func() error {
 		return s.build(ctx, &e, plan, got, report)
 	})
 	if err != nil {
@@ -185,13 +185,13 @@ func checkPlan(plan *vendor.Plan) error {
 }
 
 // withFiles fetches files and calls f while all of them are held.
-func (s *Store) withFiles(ctx context.Context, plan *vendor.Plan, files []vendor.File, got map[string]fetched, what string, report Report, f func() error) error {
+func (s *Store) withFiles(ctx context.Context, from origin, plan *vendor.Plan, files []vendor.File, got map[string]fetched, what string, report Report, f func() error) error {
 	if len(files) == 0 {
 		return f()
 	}
-	return s.fetch(ctx, files[0], s.packedLimit(plan, files[0].Path), what, report, func() bool { return false }, func(g fetched) error {
+	return s.fetch(ctx, from, files[0], s.packedLimit(plan, files[0].Path), what, report, func() bool { return false }, func(g fetched) error {
 		got[files[0].Path] = g
-		return s.withFiles(ctx, plan, files[1:], got, what, report, f)
+		return s.withFiles(ctx, from, plan, files[1:], got, what, report, f)
 	})
 }
 

@@ -63,6 +63,9 @@ func unreachable(host string, err error) error {
 	if f, ok := errors.AsType[*fault.Error](err); ok {
 		return f // of core/egress, which says what is wrong
 	}
+	if v, ok := errors.AsType[*vendor.Error](err); ok {
+		return pluginhost.Fault(v) // of the client of a plugin, which may not go there
+	}
 	if e, ok := errors.AsType[*url.Error](err); ok {
 		err = e.Err
 	}

@@ -46,7 +46,7 @@ func checkMember(m *vendor.ArchiveMember) error {
 
 // fetchMember transfers the archive that holds f, verifies it, and publishes the one member that is wanted. The archive is
 // dropped, unless it was only asked for the wrong member.
-func (s *Store) fetchMember(ctx context.Context, f vendor.File, report Report, have func() bool) (contract.File, error) {
+func (s *Store) fetchMember(ctx context.Context, from origin, f vendor.File, report Report, have func() bool) (contract.File, error) {
 	archive := vendor.File{Path: f.Path, Size: f.Member.Size, Digests: f.Member.Archive, Sources: f.Sources}
 	if archive.Size == 0 {
 		archive.Size = -1
@@ -58,7 +58,7 @@ func (s *Store) fetchMember(ctx context.Context, f vendor.File, report Report, h
 	}
 	var out contract.File
 	var wrong error // the archive is right and what was asked of it is not
-	err := s.fetch(ctx, archive, int64(s.opts.MaxFile), f.Path, report, have, func(got fetched) error {
+	err := s.fetch(ctx, from, archive, int64(s.opts.MaxFile), f.Path, report, have, func(got fetched) error {
 		var err error
 		if out, err = s.publishMember(ctx, f, got, report); err == nil {
 			return nil

@@ -64,11 +64,12 @@ func (s *Store) pullModel(ctx context.Context, ref string, report Report) (contr
 	if inPlace(man) {
 		return s.pullInPlace(ctx, ref, man, m, report)
 	}
+	from := s.originOf(v, man)
 	// A model that is removed meanwhile may take a blob with it that is shared with this one: then that is fetched again.
 	for range 3 {
 		m.Files, m.SizeBytes = nil, 0
 		for _, f := range weightsFirst(man.Files) {
-			file, err := s.fetchBlob(ctx, f, report)
+			file, err := s.fetchBlob(ctx, from, f, report)
 			if err != nil {
 				return contract.Model{}, err
 			}
@@ -261,7 +262,7 @@ func digestOf(files []contract.File) string {
 }
 
 // fetchBlob makes sure that the bytes of f are in the store.
-func (s *Store) fetchBlob(ctx context.Context, f vendor.File, report Report) (contract.File, error) {
+func (s *Store) fetchBlob(ctx context.Context, from origin, f vendor.File, report Report) (contract.File, error) {
 	out := contract.File{Path: f.Path, SHA256: f.Digests.SHA256}
 	if !isWeights(f.Role) {
 		out.Role = f.Role
@@ -280,13 +281,13 @@ func (s *Store) fetchBlob(ctx context.Context, f vendor.File, report Report) (co
 		return out, nil
 	}
 	if f.Member != nil {
-		got, err := s.fetchMember(ctx, f, report, have)
+		got, err := s.fetchMember(ctx, from, f, report, have)
 		if got.SHA256 != "" {
 			out.SHA256, out.SizeBytes = got.SHA256, got.SizeBytes
 		}
 		return out, err
 	}
-	err := s.fetch(ctx, f, s.limit(f), f.Path, report, have, func(got fetched) error {
+	err := s.fetch(ctx, from, f, s.limit(f), f.Path, report, have, func(got fetched) error {
 		if err := inspectRole(got.path, f); err != nil {
 			return err
 		}

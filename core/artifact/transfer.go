@@ -23,6 +23,7 @@ import (
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/core/run"
+	pluginhost "github.com/apiary-dev/apiary/plugins/host"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -51,7 +52,7 @@ type fetched struct {
 
 // fetch transfers f into partial/, or goes on with what is there, verifies it, and hands it to use, which moves or reads it.
 // Nobody else fetches the same file meanwhile. A file of unknown size has at most limit bytes. have is asked under that lock whether the file has become unnecessary.
-func (s *Store) fetch(ctx context.Context, f vendor.File, limit int64, what string, report Report, have func() bool, use func(fetched) error) error {
+func (s *Store) fetch(ctx context.Context, from origin, f vendor.File, limit int64, what string, report Report, have func() bool, use func(fetched) error) error {
 	if len(f.Sources) == 0 {
 		return fault.New(fault.Invalid, "invalid_source", "Nothing says where to get %s; report this to the maker of its plugin.", what)
 	}
@@ -64,7 +65,7 @@ func (s *Store) fetch(ctx context.Context, f vendor.File, limit int64, what stri
 	if have() {
 		return nil
 	}
-	t := &transfer{s: s, file: f, what: what, limit: limit, part: s.path("partial", key+".part"), note: s.path("partial", key+".json"), meter: newMeter(report, "fetch", "fetching "+what, f.Size), report: report}
+	t := &transfer{s: s, from: from, file: f, what: what, limit: limit, part: s.path("partial", key+".part"), note: s.path("partial", key+".json"), meter: newMeter(report, "fetch", "fetching "+what, f.Size), report: report}
 	t.reset()
 	got, err := t.run(ctx)
 	if err != nil {
@@ -95,6 +96,7 @@ func partialKey(f vendor.File) string {
 // transfer is the fetching of one file.
 type transfer struct {
 	s          *Store
+	from       origin
 	file       vendor.File
 	what       string // for messages
 	limit      int64  // bytes of a file whose size nobody has promised
@@ -103,6 +105,7 @@ type transfer struct {
 	report     Report
 	resumed    bool // bytes of several answers were put together
 	restarted  bool // that was undone already because the whole did not verify
+	refreshed  int  // how often other sources were asked for
 
 	// The hashes of the first hashed bytes of the part.
 	sha256, sha512 hash.Hash
@@ -148,11 +151,27 @@ func (t *transfer) discardHopeless() error {
 	return t.discard()
 }
 
-// run tries the sources in order.
+// run tries the sources, and asks for other ones where they have expired.
 func (t *transfer) run(ctx context.Context) (fetched, error) {
+	for {
+		got, err := t.any(ctx)
+		if !t.mayRefresh() || !isType[*expiredError](err) {
+			return got, err
+		}
+		if err := t.refresh(ctx); err != nil {
+			return fetched{}, err
+		}
+	}
+}
+
+// any tries the sources in order.
+func (t *transfer) any(ctx context.Context) (fetched, error) {
 	var errs []error
 	for _, src := range t.file.Sources {
-		got, err := t.from(ctx, src)
+		got, err := t.try(ctx, src)
+		if t.mayRefresh() && isType[*expiredError](err) {
+			return fetched{}, err
+		}
 		if err == nil {
 			return got, nil
 		}
@@ -163,7 +182,7 @@ func (t *transfer) run(ctx context.Context) (fetched, error) {
 	}
 	// The first source is the preferred one, so its failure is the one to tell of; a wrong digest, and an address that must not
 	// be asked, tell more than any.
-	for _, code := range []string{codeDigest, egress.CodeRefused} {
+	for _, code := range []string{codeDigest, egress.CodeRefused, pluginhost.CodeNotGranted} {
 		for _, err := range errs {
 			if fault.As(err).Code == code {
 				return fetched{}, err
@@ -173,7 +192,7 @@ func (t *transfer) run(ctx context.Context) (fetched, error) {
 	return fetched{}, errs[0]
 }
 
-func (t *transfer) from(ctx context.Context, src vendor.Source) (fetched, error) {
+func (t *transfer) try(ctx context.Context, src vendor.Source) (fetched, error) {
 	scheme, _, _ := strings.Cut(src.URL, ":")
 	if scheme != "https" && scheme != "http" {
 		return t.open(ctx, scheme, src)
@@ -290,6 +309,9 @@ func (t *transfer) catchUp(ctx context.Context, f *os.File, n int64) error {
 
 // attempt makes one request for what is missing and appends what arrives. nil means that the part is complete.
 func (t *transfer) attempt(ctx context.Context, src vendor.Source) error {
+	if t.mayRefresh() && src.ExpiresUnixMS > 0 && t.s.now().UnixMilli() >= src.ExpiresUnixMS {
+		return &expiredError{fault.New(fault.Unavailable, "source_expired", "The address of %s has expired; try again later.", t.what)}
+	}
 	f, err := t.openPart()
 	if err != nil {
 		return err
@@ -334,7 +356,7 @@ func (t *transfer) attempt(ctx context.Context, src vendor.Source) error {
 			req.Header.Set("If-Range", etag)
 		}
 	}
-	res, err := t.s.client.Do(req)
+	res, err := t.from.client.Do(req)
 	if err != nil {
 		if err := t.stalled(req.URL.Host, err); err != nil {
 			return err
@@ -405,9 +427,12 @@ func (t *transfer) accept(res *http.Response, f *os.File, n, last int64) (at, to
 		return 0, 0, t.startOver(f, fault.New(fault.Unavailable, "source_broken", "%s has not the rest of %s; try again later.", host, t.what))
 	case elsewhere(res) && (c == http.StatusBadRequest || c == http.StatusUnauthorized || c == http.StatusForbidden || c == http.StatusGone):
 		// Redirects lead to addresses that are signed for a time, or for a number of requests: a new one comes from the source.
-		return 0, 0, &retryError{err: fault.New(fault.Unavailable, "source_expired", "%s, where %s is kept, refused to send it (status %d); try again later.", host, t.what, c), most: maxExpired}
+		err := &expiredError{fault.New(fault.Unavailable, "source_expired", "%s, where %s is kept, refused to send it (status %d); try again later.", host, t.what, c)}
+		return 0, 0, &retryError{err: err, most: maxExpired}
 	case c == http.StatusUnauthorized || c == http.StatusForbidden:
-		return 0, 0, fault.New(fault.Denied, "source_denied", "%s refused to send %s (status %d); set a credential for it with `apiary credential set`.", host, t.what, c)
+		return 0, 0, &expiredError{fault.New(fault.Denied, "source_denied", "%s refused to send %s (status %d); set a credential for it with `apiary credential set`.", host, t.what, c)}
+	case c == http.StatusGone && t.mayRefresh():
+		return 0, 0, &expiredError{fault.New(fault.NotFound, "source_not_found", "%s does not have %s any more (status %d); check the reference.", host, t.what, c)}
 	case c == http.StatusNotFound || c == http.StatusGone:
 		return 0, 0, fault.New(fault.NotFound, "source_not_found", "%s has no such file as it should send for %s (status %d); check the reference.", host, t.what, c)
 	case c == http.StatusTooManyRequests || c == http.StatusRequestTimeout || c >= 500:

@@ -25,15 +25,24 @@ func scriptShelf(ts *testscript.TestScript, _ bool, _ []string) {
 	body, err := os.ReadFile(ts.Getenv("MODEL"))
 	ts.Check(err)
 	sum := sha256.Sum256(body)
+	// A server on this machine that nobody has granted.
+	private := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(body) }))
+	ts.Defer(private.Close)
 	var server *httptest.Server
 	server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/led.gguf" {
+			http.Redirect(w, r, private.URL+"/led.gguf", http.StatusFound)
+			return
+		}
 		if r.URL.Path != "/index.json" {
 			_, _ = w.Write(body)
 			return
 		}
 		file := map[string]any{"path": "stories.gguf", "size": len(body), "sha256": hex.EncodeToString(sum[:]), "url": server.URL + "/stories.gguf"}
 		far := map[string]any{"path": "far.gguf", "size": len(body), "sha256": hex.EncodeToString(sum[:]), "url": "https://elsewhere.example.org/far.gguf"}
+		led := map[string]any{"path": "led.gguf", "size": len(body), "sha256": strings.Repeat("0", 64), "url": server.URL + "/led.gguf"}
 		_ = json.NewEncoder(w).Encode(map[string]any{"models": []any{
+			map[string]any{"name": "led", "format": "gguf", "files": []any{led}},
 			map[string]any{"name": "stories", "format": "gguf", "files": []any{file}},
 			map[string]any{"name": "far", "format": "gguf", "files": []any{far}},
 		}})

@@ -51,6 +51,8 @@ type Options struct {
 	// Idle bounds the wait for the head of an answer, and the time in which a body must bring 1 KiB for each of its
 	// seconds. Only waiting for the other side counts. 0: DefaultIdle.
 	Idle time.Duration
+	// Remedy says what makes a server of one's own be asked all the same; "": "add it to hive.mirrors".
+	Remedy string
 }
 
 // NewClient returns a client with the policy. Its errors wrap a *fault.Error with one of the codes of this package where
@@ -65,8 +67,11 @@ func NewClient(o Options) *http.Client {
 	if o.Idle <= 0 {
 		o.Idle = DefaultIdle
 	}
+	if o.Remedy == "" {
+		o.Remedy = "add it to hive.mirrors"
+	}
 	plain := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
-	t := &transport{o: o, own: newTransport(plain.DialContext, nil), proxied: newTransport(plain.DialContext, o.Proxy), others: newTransport(dialPublic, nil)}
+	t := &transport{o: o, own: newTransport(plain.DialContext, nil), proxied: newTransport(plain.DialContext, o.Proxy), others: newTransport(dialPublic(o.Remedy), nil)}
 	return &http.Client{Transport: t, CheckRedirect: checkRedirect}
 }
 
@@ -89,7 +94,7 @@ type transport struct {
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	next := t.own
 	if !t.o.Own(req.URL) {
-		if err := checkURL(req.URL); err != nil {
+		if err := checkURL(req.URL, t.o.Remedy); err != nil {
 			return nil, err
 		}
 		next = t.others
@@ -105,19 +110,19 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // checkURL says why an origin that is not the user's own may not be asked.
-func checkURL(u *url.URL) error {
+func checkURL(u *url.URL, remedy string) error {
 	host := strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")
 	if host == "" {
 		return refused("The address %q was not asked: it names no host, and only https is used with hosts that the configuration does not name.", u.Redacted())
 	}
 	if u.Scheme != "https" {
-		return refused("The host %s was not asked over %q: only https is used with hosts that the configuration does not name; if it is a server of your own, add it to hive.mirrors.", host, u.Scheme)
+		return refused("The host %s was not asked over %q: only https is used with hosts that the configuration does not name; if it is a server of your own, %s.", host, u.Scheme, remedy)
 	}
 	if host == "localhost" || strings.HasSuffix(host, ".localhost") {
-		return refusedAddress(host, "this machine")
+		return refusedAddress(host, "this machine", remedy)
 	}
 	if ip, err := netip.ParseAddr(host); err == nil && !Public(ip) {
-		return refusedAddress(host, "")
+		return refusedAddress(host, "", remedy)
 	}
 	return nil
 }
@@ -127,26 +132,28 @@ func refused(format string, args ...any) error {
 }
 
 // refusedAddress says that host leads to an address that is not public.
-func refusedAddress(host, to string) error {
+func refusedAddress(host, to, remedy string) error {
 	if to != "" {
 		host += " leads to " + to + ", which"
 	}
-	return refused("The host %s is not a public address: only hosts that the configuration names may be on this machine or in a private network; if it is a server of your own, add it to hive.mirrors.", host)
+	return refused("The host %s is not a public address: only hosts that the configuration names may be on this machine or in a private network; if it is a server of your own, %s.", host, remedy)
 }
 
-// dialPublic connects to public addresses only.
-func dialPublic(ctx context.Context, network, address string) (net.Conn, error) {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, err
-	}
-	d := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second, ControlContext: func(_ context.Context, _, resolved string, _ syscall.RawConn) error {
-		if ap, err := netip.ParseAddrPort(resolved); err != nil || !Public(ap.Addr()) {
-			return refusedAddress(host, ap.Addr().String())
+// dialPublic returns what connects to public addresses only.
+func dialPublic(remedy string) func(ctx context.Context, network, address string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, err
 		}
-		return nil
-	}}
-	return d.DialContext(ctx, network, address)
+		d := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second, ControlContext: func(_ context.Context, _, resolved string, _ syscall.RawConn) error {
+			if ap, err := netip.ParseAddrPort(resolved); err != nil || !Public(ap.Addr()) {
+				return refusedAddress(host, ap.Addr().String(), remedy)
+			}
+			return nil
+		}}
+		return d.DialContext(ctx, network, address)
+	}
 }
 
 // Public reports whether an address is one of the public internet: not of this machine, a private or local network, a group,

@@ -137,7 +137,7 @@ func TestForeignHosts(t *testing.T) {
 // A name is checked by what it leads to when the connection is made.
 func TestNameLeadsInside(t *testing.T) {
 	inside := newSite(t, true, ok)
-	_, err := dialPublic(t.Context(), "tcp", strings.Replace(inside.Listener.Addr().String(), "127.0.0.1", "localhost", 1))
+	_, err := dialPublic("allow it")(t.Context(), "tcp", strings.Replace(inside.Listener.Addr().String(), "127.0.0.1", "localhost", 1))
 	wantCode(t, err, CodeRefused)
 	if err == nil || !strings.Contains(err.Error(), "The host localhost leads to ") {
 		t.Errorf("got %v", err)

@@ -2,6 +2,7 @@ package host
 
 import (
 	"context"
+	"net/http"
 	"regexp"
 	"slices"
 	"strings"
@@ -147,6 +148,14 @@ type remote struct {
 }
 
 func (r remote) Info() vendor.Info { return r.info }
+
+// FileClient is with what the core fetches the files that the plugin names; nil: with the one that it has.
+func (r remote) FileClient() *http.Client {
+	if c, ok := r.on.(*checked); ok {
+		return c.files
+	}
+	return nil
+}
 
 func (r remote) Supports(ref string) bool {
 	scheme, _, found := strings.Cut(ref, ":")

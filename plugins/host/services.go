@@ -66,7 +66,7 @@ type Services struct {
 // NewServices returns the host of a plugin.
 func NewServices(o ServicesOptions) *Services {
 	s := &Services{Store: o.Store, o: o, slots: make(chan struct{}, atOnce), now: time.Now}
-	s.client = egress.NewClient(egress.Options{Own: func(u *url.URL) bool { return Granted(o.Grants.Private, u) }})
+	s.client = egress.NewClient(egress.Options{Own: func(u *url.URL) bool { return Granted(o.Grants.Private, u) }, Remedy: "add it to grants.private of the plugin " + o.Name})
 	policy := s.client.CheckRedirect
 	s.client.CheckRedirect = func(req *http.Request, via []*http.Request) error {
 		if err := policy(req, via); err != nil {
@@ -99,13 +99,20 @@ func Granted(hosts []string, u *url.URL) bool {
 	})
 }
 
+// Client is with what the files are fetched that the plugin names: it goes where the plugin may go, also on redirects. Whoever uses it
+// checks the first address.
+func (s *Services) Client() *http.Client { return s.client }
+
+// CodeNotGranted is the code of the error for a host that a plugin may not ask.
+const CodeNotGranted = "host_not_granted"
+
 // check says why a request may not go to u.
 func (s *Services) check(u *url.URL) error {
 	switch {
 	case u.Scheme != "https" && u.Scheme != "http" || u.Host == "":
 		return s.refuse("scheme_refused", "%s wanted to ask %q; a plugin asks over https only.", redacted(u))
 	case !Granted(s.o.Grants.HTTP, u):
-		return s.refuse("host_not_granted", "%s wanted to ask %s, which was not granted; add %q to grants.http of the plugin if it may.", u.Host, u.Host)
+		return s.refuse(CodeNotGranted, "%s wanted to ask %s, which was not granted; add %q to grants.http of the plugin if it may.", u.Host, u.Host)
 	}
 	return nil
 }

@@ -172,3 +172,25 @@ func TestServicesLog(t *testing.T) {
 		t.Errorf("%s", got)
 	}
 }
+
+// TestPrivateNeedsAGrant: what is granted and private is refused with the words that help for a plugin.
+func TestPrivateNeedsAGrant(t *testing.T) {
+	inside := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a private host was asked") }))
+	defer inside.Close()
+	host := inside.Listener.Addr().String()
+	s := NewServices(ServicesOptions{Name: "p", Grants: Grants{HTTP: []string{host}}, Store: OpenStore(""), Log: slog.New(slog.DiscardHandler)})
+	for _, scheme := range []string{"http", "https"} {
+		_, err := s.HTTP(t.Context(), vendor.HTTPRequest{Method: "GET", URL: scheme + "://" + host})
+		if kindOf(err) != vendor.KindDenied || !strings.Contains(err.Error(), "add it to grants.private of the plugin p") {
+			t.Errorf("%s: %v", scheme, err)
+		}
+	}
+}
+
+func kindOf(err error) vendor.Kind {
+	e, _ := errors.AsType[*vendor.Error](err)
+	if e == nil {
+		return ""
+	}
+	return e.Kind
+}

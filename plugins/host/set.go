@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/url"
 	"runtime"
 	"slices"
@@ -114,10 +115,11 @@ func (s *Set) add(o SetOptions, shelf *Shelf, lock *config.Lock, p config.Plugin
 	for _, scheme := range m.Info.Schemes {
 		taken[scheme] = p.Name
 	}
+	on := &checked{running, p, services.Client()}
 	if m.Info.Kind == vendor.KindVendor {
-		s.Vendors = append(s.Vendors, Vendor(&checked{running, p}, m.Info))
+		s.Vendors = append(s.Vendors, Vendor(on, m.Info))
 	} else {
-		s.Provisioners = append(s.Provisioners, Provisioner(&checked{running, p}, m.Info))
+		s.Provisioners = append(s.Provisioners, Provisioner(on, m.Info))
 	}
 	return nil
 }
@@ -179,6 +181,7 @@ func (s *Set) Close() {
 type checked struct {
 	vendor.Invoker
 	plugin config.Plugin
+	files  *http.Client // which refuses what they redirect to, where that is not granted
 }
 
 // Invoke implements vendor.Invoker.
@@ -238,7 +241,7 @@ func (c *checked) source(src vendor.Source) error {
 		if err == nil {
 			where = redacted(u)
 		}
-		return &vendor.Error{Kind: vendor.KindDenied, Code: "host_not_granted",
+		return &vendor.Error{Kind: vendor.KindDenied, Code: CodeNotGranted,
 			Message: fmt.Sprintf("The plugin %s wants a file fetched from %s, which was not granted; add the host to grants.http of the plugin if it may.", c.plugin.Name, where)}
 	}
 	if src.Credential != "" && !slices.Contains(c.plugin.Grants.Credentials, src.Credential) {
