@@ -147,6 +147,18 @@ func TestGuestsAreSmall(t *testing.T) {
 	}
 }
 
+// TestProvisionersKnowTheContractAlone keeps the provisioners of this repository such that a stranger could have written them.
+func TestProvisionersKnowTheContractAlone(t *testing.T) {
+	module := modulePath(t)
+	for _, p := range listPackages(t, "./workers/provision/...") {
+		for _, imp := range p.Imports {
+			if name := short(module, imp); name != imp && name != "plugins/vendor" {
+				t.Errorf("%s imports %s; a provisioner needs plugins/vendor only", short(module, p.ImportPath), name)
+			}
+		}
+	}
+}
+
 func TestVersionFloors(t *testing.T) {
 	if goversion.Compare(runtime.Version(), goFloor) < 0 {
 		t.Errorf("this is %s; %s is the oldest toolchain without known holes in what Apiary uses", runtime.Version(), goFloor)

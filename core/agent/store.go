@@ -12,6 +12,7 @@ import (
 	"github.com/apiary-dev/apiary/core/artifact"
 	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/egress"
+	"github.com/apiary-dev/apiary/core/npmrc"
 	"github.com/apiary-dev/apiary/core/pip"
 	"github.com/apiary-dev/apiary/core/secret"
 	pluginhost "github.com/apiary-dev/apiary/plugins/host"
@@ -23,7 +24,6 @@ import (
 	"github.com/apiary-dev/apiary/vendors/pypi"
 	webaddress "github.com/apiary-dev/apiary/vendors/url"
 	"github.com/apiary-dev/apiary/workers/provision/npm"
-	"github.com/apiary-dev/apiary/workers/provision/path"
 )
 
 // openStore opens the artifact store with the vendors and provisioners of this build that the configuration has not
@@ -38,11 +38,15 @@ func openStore(o Options, native *nativeExecutable) (*artifact.Store, *pluginhos
 	host := func(name string) vendor.Host {
 		return artifact.NewHost(artifact.HostOptions{Name: name, Credentials: r.credential, HTTP: client, Log: log})
 	}
-	r.registry = npm.New(npm.Options{Registry: cfg.Provisioner.NPM.Registry, Env: npm.SystemEnvironment(), Host: host("npm")})
+	r.registry = npmrc.New(cfg.Provisioner.NPM.Registry, npmrc.SystemEnvironment())
 	r.index = pip.New(cfg.Vendor(config.VendorPyPI).Registry, pip.SystemEnvironment())
 	inside := builtin.New()
 	built := map[string]vendor.Vendor{"builtin": inside, "local": local.New(), config.VendorHub: huggingface.New(), config.VendorOllama: ollama.New(), "url": webaddress.New()}
-	built[config.VendorPyPI] = &late{Vendor: pypi.New(), configure: r.index.URL, host: host(config.VendorPyPI)}
+	models := pypi.New()
+	built[config.VendorPyPI] = &late{Vendor: models, settled: settled{plugin: models, host: host(config.VendorPyPI), find: func(ctx context.Context) (any, error) {
+		registry, err := r.index.URL(ctx)
+		return pypi.Settings{Registry: registry}, err
+	}}}
 	var vendors []vendor.Vendor
 	for _, v := range cfg.Vendors {
 		plugin, ok := built[v.Name]
@@ -64,7 +68,7 @@ func openStore(o Options, native *nativeExecutable) (*artifact.Store, *pluginhos
 		log.Warn("a plugin is left out", "problem", err)
 	}
 	store, err := artifact.Open(artifact.Options{
-		Home: cfg.Home, Vendors: append(vendors, plugins.Vendors...), Provisioners: append([]vendor.Provisioner{r.registry, path.New()}, plugins.Provisioners...),
+		Home: cfg.Home, Vendors: append(vendors, plugins.Vendors...), Provisioners: append(provisioners(r, host), plugins.Provisioners...),
 		Openers: map[string]vendor.Opener{builtin.Scheme: inside}, Credentials: r.credential,
 		Reserve: cfg.Hive.Reserve.Disk, SelfTest: native.selfTest, HTTP: client, Log: log,
 	})
@@ -98,16 +102,10 @@ func configure(plugin vendor.Vendor, v config.Vendor, host vendor.Host) error {
 	return nil
 }
 
-// late is the vendor of Python packages. It gets its settings when it is first asked, because finding out what pip is configured
-// with may mean to run it.
+// late is the vendor of Python packages.
 type late struct {
-	vendor.Vendor // a *pypi.Vendor, without its Configure
-	configure     func(ctx context.Context) (registry string, err error)
-	host          vendor.Host
-
-	mu sync.Mutex
-	// mu guards the field below. It is not held while the settings are looked for.
-	ready bool
+	vendor.Vendor // a *pypi.Vendor
+	settled
 }
 
 // Resolve implements vendor.Vendor.
@@ -118,21 +116,33 @@ func (l *late) Resolve(ctx context.Context, req vendor.ResolveRequest) (*vendor.
 	return l.Vendor.Resolve(ctx, req)
 }
 
-func (l *late) prepare(ctx context.Context) error {
-	registry, err := l.configure(ctx) // known from the second time on
+// settled gives a plugin its settings when it is first asked, because finding out what pip or npm are configured with may mean to
+// run them.
+type settled struct {
+	plugin vendor.Configurable
+	host   vendor.Host
+	find   func(ctx context.Context) (settings any, err error) // quick from the second time on
+
+	mu sync.Mutex
+	// mu guards the field below. It is not held while the settings are looked for.
+	ready bool
+}
+
+func (s *settled) prepare(ctx context.Context) error {
+	settings, err := s.find(ctx)
 	if err != nil {
 		return err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.ready {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ready {
 		return nil
 	}
-	values, err := json.Marshal(pypi.Settings{Registry: registry})
+	values, err := json.Marshal(settings)
 	if err == nil {
-		err = l.Vendor.(vendor.Configurable).Configure(ctx, vendor.Configuration{Values: values, Host: l.host})
+		err = s.plugin.Configure(ctx, vendor.Configuration{Values: values, Host: s.host})
 	}
-	l.ready = err == nil
+	s.ready = err == nil
 	return err
 }
 
@@ -142,7 +152,7 @@ type reach struct {
 	hub        string   // base URL; "": the vendor is switched off
 	hubToken   secret.Secret
 	ollama     string // base URL; "": the vendor is switched off
-	registry   *npm.Provisioner
+	registry   *npmrc.Registries
 	index      *pip.Index
 	configured func(name, host string) (secret.Secret, error)
 }
@@ -175,5 +185,8 @@ func (r *reach) credential(name, host string) (secret.Secret, error) {
 	if name == pypi.Scheme {
 		return r.index.Credential(host), nil
 	}
-	return r.registry.Credential(name, host), nil
+	if name == npm.Scheme {
+		return r.registry.Credential(host), nil
+	}
+	return "", nil
 }

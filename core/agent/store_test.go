@@ -8,12 +8,12 @@ import (
 	"testing"
 
 	"github.com/apiary-dev/apiary/core/config"
+	"github.com/apiary-dev/apiary/core/npmrc"
 	"github.com/apiary-dev/apiary/core/pip"
 	"github.com/apiary-dev/apiary/core/secret"
 	"github.com/apiary-dev/apiary/core/testutil/fakehost"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 	"github.com/apiary-dev/apiary/vendors/pypi"
-	"github.com/apiary-dev/apiary/workers/provision/npm"
 )
 
 func testReach(t *testing.T, change func(*config.Config, *config.Vendor)) *reach {
@@ -21,7 +21,7 @@ func testReach(t *testing.T, change func(*config.Config, *config.Vendor)) *reach
 	cfg := &config.Config{Home: t.TempDir(), Vendors: []config.Vendor{{Name: config.VendorHub, Enabled: true, Credential: "hf_canary"}}}
 	change(cfg, &cfg.Vendors[0])
 	r := newReach(cfg)
-	r.registry, r.index = npm.New(npm.Options{}), pip.New("", pip.Environment{})
+	r.registry, r.index = npmrc.New("", npmrc.Environment{}), pip.New("", pip.Environment{})
 	return r
 }
 
@@ -109,10 +109,11 @@ func TestRegistries(t *testing.T) {
 // The vendor of Python packages is configured when it is first asked, and again after a failure.
 func TestLate(t *testing.T) {
 	asked, answer := 0, error(errors.New("pip is broken"))
-	l := &late{Vendor: pypi.New(), host: &fakehost.Host{}, configure: func(context.Context) (string, error) {
+	v := pypi.New()
+	l := &late{Vendor: v, settled: settled{plugin: v, host: &fakehost.Host{}, find: func(context.Context) (any, error) {
 		asked++
-		return "http://127.0.0.1:1/simple", answer
-	}}
+		return pypi.Settings{Registry: "http://127.0.0.1:1/simple"}, answer
+	}}}
 	if asked != 0 || !l.Supports("pypi:x") {
 		t.Fatal("asked too early")
 	}

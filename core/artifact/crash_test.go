@@ -22,7 +22,6 @@ import (
 	"github.com/apiary-dev/apiary/plugins/vendor"
 	"github.com/apiary-dev/apiary/vendors/builtin"
 	"github.com/apiary-dev/apiary/vendors/local"
-	"github.com/apiary-dev/apiary/workers/provision/npm"
 )
 
 // The variables that make this test's executable the process that is killed.
@@ -192,7 +191,7 @@ func crashOptions(home, url string) Options {
 	}}}}
 	return Options{
 		Home: home, Vendors: []vendor.Vendor{b, local.New(), packed}, Openers: map[string]vendor.Opener{builtin.Scheme: b, "wheel": archive},
-		Provisioners: []vendor.Provisioner{npm.New(npm.Options{Registry: url, Host: NewHost(HostOptions{HTTP: ownClient(impatient)})})},
+		Provisioners: []vendor.Provisioner{npmAt(url, NewHost(HostOptions{HTTP: ownClient(impatient)}))},
 		HTTP:         ownClient(impatient),
 	}
 }

@@ -121,7 +121,20 @@ func (r *registry) count() int { r.mu.Lock(); defer r.mu.Unlock(); return len(r.
 func (r *registry) provisioner() *npm.Provisioner {
 	h := NewHost(HostOptions{Name: "npm", HTTP: ownClient(impatient)})
 	h.(*host).pause = time.Millisecond
-	return npm.New(npm.Options{Registry: r.URL, Host: h})
+	return npmAt(r.URL, h)
+}
+
+// npmAt is the npm provisioner, configured.
+func npmAt(registry string, h vendor.Host) *npm.Provisioner {
+	p := npm.New()
+	values, err := json.Marshal(npm.Settings{Registry: registry})
+	if err == nil {
+		err = p.Configure(context.Background(), vendor.Configuration{Values: values, Host: h})
+	}
+	if err != nil {
+		panic(err)
+	}
+	return p
 }
 
 func (r *registry) use(o *Options) {

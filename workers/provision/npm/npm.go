@@ -1,7 +1,6 @@
 // Package npm is the provisioner of engine builds that are published as npm packages, such as the llama.cpp builds of
 // node-llama-cpp: npm:@node-llama-cpp/{platform}@3.21.1. It chooses the package for the machine, asks the configured registry
-// for its tarball and integrity, and says how to unpack it. It fetches no tarball, runs no package code and needs npm
-// itself only to find out which registry is configured, where nothing else says so.
+// for its tarball and integrity, and says how to unpack it. It fetches no tarball and runs no package code.
 package npm
 
 import (
@@ -12,10 +11,7 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
-	"sync"
 
-	"github.com/apiary-dev/apiary/core/fault"
-	"github.com/apiary-dev/apiary/core/secret"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -29,28 +25,78 @@ const (
 	maxDocument = 8 << 20 // of an answer of the registry
 )
 
-// Options configure a Provisioner.
-type Options struct {
-	Registry string      // URL of the registry; empty: found as Environment says
-	Host     vendor.Host // makes the metadata requests
-	Env      Environment
+// Settings are the settings of the provisioner.
+type Settings struct {
+	Registry string            `json:"registry,omitempty"` // URL of the registry
+	Scopes   map[string]string `json:"scopes,omitempty"`   // by "@scope": URL of the registry of its packages
 }
 
 // Provisioner plans engines from npm packages.
 type Provisioner struct {
-	opts Options
-
-	mu sync.Mutex
-	// mu guards the field below. It is not held while the registry is looked for.
-	found *settings
+	settings Settings
+	host     vendor.Host
 }
 
-// New returns a provisioner. It looks for the registry when it first needs one.
-func New(o Options) *Provisioner { return &Provisioner{opts: o} }
+// New returns the provisioner, which needs to be configured.
+func New() *Provisioner { return &Provisioner{} }
 
 // Info implements vendor.Provisioner.
 func (p *Provisioner) Info() vendor.Info {
-	return vendor.Info{Name: "npm", Version: "1.0.0", Kind: vendor.KindProvisioner, Features: []string{vendor.FeaturePin}, Schemes: []string{Scheme}, Description: "Engine builds published as npm packages."}
+	return vendor.Info{Name: "npm", Version: "1.0.0", Kind: vendor.KindProvisioner, Features: []string{vendor.FeaturePin}, Schemes: []string{Scheme}, Requests: vendor.Requests{Credentials: []string{Scheme}}, Description: "Engine builds published as npm packages."}
+}
+
+// Schema implements vendor.Configurable.
+func (p *Provisioner) Schema() vendor.Schema {
+	return vendor.Schema{
+		Description: "Where the packages are.",
+		Attributes: []vendor.Attribute{
+			{Name: "registry", Type: "string", Example: `"https://npm.example.org"`, Description: "URL of the package registry."},
+			{Name: "scopes", Type: "map(string)", Example: `{ "@acme" = "https://npm.acme.example.org" }`, Description: "URLs of the registries of scopes that have one of their own."},
+		},
+	}
+}
+
+// Configure implements vendor.Configurable.
+func (p *Provisioner) Configure(_ context.Context, c vendor.Configuration) error {
+	bad := func(param, why string) error {
+		return &vendor.Error{Kind: vendor.KindInvalid, Code: "invalid_registry", Param: param, Message: "A registry of the provisioner npm cannot be used: " + why + "; write for example https://npm.example.org."}
+	}
+	var s Settings
+	if len(c.Values) > 0 && json.Unmarshal(c.Values, &s) != nil {
+		return bad("registry", "the settings are no object with a text `registry` and an object `scopes`")
+	}
+	check := func(param, raw string) (string, error) {
+		raw = strings.TrimRight(raw, "/")
+		u, err := url.Parse(raw)
+		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+			return "", bad(param, "it is not a URL of https:// or http:// with a host and a path alone")
+		}
+		return raw, nil
+	}
+	var err error
+	if s.Registry != "" {
+		if s.Registry, err = check("registry", s.Registry); err != nil {
+			return err
+		}
+	}
+	for scope, raw := range s.Scopes {
+		if s.Scopes[scope], err = check("scopes", raw); err != nil {
+			return err
+		}
+	}
+	p.settings, p.host = s, c.Host
+	return nil
+}
+
+// registry returns the address of the registry for a scope.
+func (p *Provisioner) registry(scope string) (string, error) {
+	if r, ok := p.settings.Scopes[scope]; ok && scope != "" {
+		return r, nil
+	}
+	if p.settings.Registry == "" {
+		return "", &vendor.Error{Kind: vendor.KindInvalid, Code: "no_registry", Message: "No package registry is configured and npm could not be asked; install npm, set NPM_CONFIG_REGISTRY, or set `registry` in the block provisioner \"npm\" of config.hcl."}
+	}
+	return p.settings.Registry, nil
 }
 
 // Supports implements vendor.Provisioner.
@@ -63,43 +109,6 @@ func (p *Provisioner) Pin(ref string, on vendor.Platform) (reference, platform s
 		return "", "", err
 	}
 	return pkg.reference(), pkg.platform, nil
-}
-
-// Credential returns the token that the user's npm configuration holds for host, when name is that of this provisioner's
-// credential. It is empty before the first Plan.
-func (p *Provisioner) Credential(name, host string) secret.Secret {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if name != Scheme || p.found == nil {
-		return ""
-	}
-	return p.found.token(host)
-}
-
-// Own reports whether u is of a registry that the user's configuration names: the same host, and the same scheme or https.
-// It is false before the first Plan.
-func (p *Provisioner) Own(u *url.URL) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.found != nil && p.found.own(u)
-}
-
-// settings finds the npm configuration once; a failure is looked into again the next time.
-func (p *Provisioner) settings(ctx context.Context) (*settings, error) {
-	p.mu.Lock()
-	found := p.found
-	p.mu.Unlock()
-	if found != nil {
-		return found, nil
-	}
-	found, err := discover(ctx, p.opts.Registry, p.opts.Env)
-	if err != nil {
-		return nil, err
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.found = found
-	return found, nil
 }
 
 // dist is the part of a version's metadata that is used.
@@ -126,11 +135,7 @@ func (p *Provisioner) Plan(ctx context.Context, req vendor.PlanRequest) (*vendor
 	if err != nil {
 		return nil, err
 	}
-	conf, err := p.settings(ctx)
-	if err != nil {
-		return nil, err
-	}
-	registry, err := conf.registry(pkg.scope)
+	registry, err := p.registry(pkg.scope)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +145,7 @@ func (p *Provisioner) Plan(ctx context.Context, req vendor.PlanRequest) (*vendor
 	}
 	sha512, err := parseIntegrity(v.Integrity)
 	if err != nil {
-		return nil, fault.New(fault.Denied, "no_integrity", "The registry gives no usable sha512 integrity for %s %s, so what it sends cannot be proved to be the package; use another registry or version: %w", pkg.name(), pkg.version, err)
+		return nil, failed(vendor.KindDenied, "no_integrity", "The registry gives no usable sha512 integrity for %s %s, so what it sends cannot be proved to be the package; use another registry or version: %w", pkg.name(), pkg.version, err)
 	}
 	sources, err := tarballSources(registry, pkg, v.Tarball)
 	if err != nil {
@@ -189,18 +194,18 @@ func (p *Provisioner) metadata(ctx context.Context, registry string, pkg pkgRef)
 		return dist{}, err
 	}
 	if !found {
-		return dist{}, fault.New(fault.NotFound, "engine_not_found", "The package registry does not know %s; check the reference, or whether there is a build for %s.", pkg.name(), pkg.platform)
+		return dist{}, failed(vendor.KindNotFound, "engine_not_found", "The package registry does not know %s; check the reference, or whether there is a build for %s.", pkg.name(), pkg.platform)
 	}
 	v, ok := all.Versions[pkg.version]
 	if !ok {
-		return dist{}, fault.New(fault.NotFound, "engine_not_found", "The package registry has no version %s of %s; choose one of those that it lists.", pkg.version, pkg.name())
+		return dist{}, failed(vendor.KindNotFound, "engine_not_found", "The package registry has no version %s of %s; choose one of those that it lists.", pkg.version, pkg.name())
 	}
 	return v.Dist, nil
 }
 
 // ask gets a description into v; found is false where the registry has none at that address.
 func (p *Provisioner) ask(ctx context.Context, url, accept string, pkg pkgRef, v any) (found bool, err error) {
-	res, err := p.opts.Host.HTTP(ctx, vendor.HTTPRequest{Method: "GET", URL: url, Credential: Scheme, Header: map[string]string{"Accept": accept}})
+	res, err := p.host.HTTP(ctx, vendor.HTTPRequest{Method: "GET", URL: url, Credential: Scheme, Header: map[string]string{"Accept": accept}})
 	if err != nil {
 		return false, fmt.Errorf("ask the package registry for %s: %w", pkg.name(), err)
 	}
@@ -208,16 +213,16 @@ func (p *Provisioner) ask(ctx context.Context, url, accept string, pkg pkgRef, v
 	case res.Status == 404 || res.Status == 405:
 		return false, nil
 	case res.Status == 401 || res.Status == 403:
-		return false, fault.New(fault.Denied, "registry_denied", "The package registry refused %s with status %d; put a token for it into your .npmrc.", pkg.name(), res.Status)
+		return false, failed(vendor.KindDenied, "registry_denied", "The package registry refused %s with status %d; put a token for it into your .npmrc.", pkg.name(), res.Status)
 	case res.Status == 429 || res.Status >= 500:
-		return false, fault.New(fault.Unavailable, "registry_unavailable", "The package registry answered %d for %s; try again later.", res.Status, pkg.name())
+		return false, failed(vendor.KindUnavailable, "registry_unavailable", "The package registry answered %d for %s; try again later.", res.Status, pkg.name())
 	case res.Status != 200:
-		return false, fault.New(fault.Unavailable, "registry_unavailable", "The package registry answered %d for %s; check that the configured address is a registry.", res.Status, pkg.name())
+		return false, failed(vendor.KindUnavailable, "registry_unavailable", "The package registry answered %d for %s; check that the configured address is a registry.", res.Status, pkg.name())
 	case len(res.Body) > maxDocument:
-		return false, fault.New(fault.Exhausted, "answer_too_large", "What the package registry answered for %s has more than %d MiB, which no description of a package has; check that the configured address is a registry.", pkg.name(), maxDocument>>20)
+		return false, failed(vendor.KindExhausted, "answer_too_large", "What the package registry answered for %s has more than %d MiB, which no description of a package has; check that the configured address is a registry.", pkg.name(), maxDocument>>20)
 	}
 	if err := json.Unmarshal(res.Body, v); err != nil {
-		return false, fault.New(fault.Unavailable, "registry_garbage", "What the package registry answered for %s is not the description of a package; check that the configured address is a registry: %w", pkg.name(), err)
+		return false, failed(vendor.KindUnavailable, "registry_garbage", "What the package registry answered for %s is not the description of a package; check that the configured address is a registry: %w", pkg.name(), err)
 	}
 	return true, nil
 }
@@ -249,7 +254,7 @@ func tarballSources(registry string, pkg pkgRef, tarball string) ([]vendor.Sourc
 	}
 	at, err := conf.Parse(tarball)
 	if err != nil || tarball == "" || at.Host == "" || at.User != nil || (at.Scheme != "https" && at.Scheme != "http") {
-		return nil, fault.New(fault.Unavailable, "registry_garbage", "The package registry gives no usable address for the tarball of %s %s; check that the configured address is a registry.", pkg.name(), pkg.version)
+		return nil, failed(vendor.KindUnavailable, "registry_garbage", "The package registry gives no usable address for the tarball of %s %s; check that the configured address is a registry.", pkg.name(), pkg.version)
 	}
 	given := vendor.Source{URL: at.String(), Credential: Scheme, Ranges: true}
 	if sameHost(conf, at) {
@@ -264,4 +269,14 @@ func tarballSources(registry string, pkg pkgRef, tarball string) ([]vendor.Sourc
 		sources = append(sources, given)
 	}
 	return sources, nil
+}
+
+// failed is an error that the user should read. A %w verb is written as the text of its error.
+func failed(kind vendor.Kind, code, format string, args ...any) error {
+	return &vendor.Error{Kind: kind, Code: code, Message: fmt.Errorf(format, args...).Error()}
+}
+
+// sameHost reports whether at is of the configured host and no less safe.
+func sameHost(conf, at *url.URL) bool {
+	return strings.EqualFold(at.Host, conf.Host) && (at.Scheme == conf.Scheme || at.Scheme == "https")
 }

@@ -3,19 +3,66 @@ package npm
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"net/url"
 	"strings"
 	"testing"
 
-	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
+// kindOf is the kind of an error for the user.
+func kindOf(err error) vendor.Kind {
+	if e, ok := errors.AsType[*vendor.Error](err); ok {
+		return e.Kind
+	}
+	return ""
+}
+
+func codeOf(err error) string {
+	if e, ok := errors.AsType[*vendor.Error](err); ok {
+		return e.Code
+	}
+	return ""
+}
+
+// at is the provisioner of one registry.
+func at(t *testing.T, registry string, h vendor.Host) *Provisioner {
+	t.Helper()
+	p := New()
+	values, err := json.Marshal(Settings{Registry: registry})
+	if err == nil {
+		err = p.Configure(t.Context(), vendor.Configuration{Values: values, Host: h})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestConfigure(t *testing.T) {
+	p := New()
+	if _, err := p.Plan(t.Context(), vendor.PlanRequest{Reference: "npm:b@1.2.3"}); codeOf(err) != "no_registry" {
+		t.Errorf("got %v", err)
+	}
+	if err := p.Configure(t.Context(), vendor.Configuration{Values: []byte(`{"registry":"https://reg.test/npm/","scopes":{"@s":"https://scope.test/"}}`)}); err != nil {
+		t.Fatal(err)
+	}
+	for scope, want := range map[string]string{"": "https://reg.test/npm", "@s": "https://scope.test", "@t": "https://reg.test/npm"} {
+		if got, err := p.registry(scope); err != nil || got != want {
+			t.Errorf("%q: %q, %v", scope, got, err)
+		}
+	}
+	for _, bad := range []string{`{"registry":"ftp://x"}`, `{"registry":"https://u:p@x"}`, `{"registry":"https://x/?q"}`, `{"registry":7}`, `[]`, `{"scopes":{"@s":"x"}}`} {
+		if err := p.Configure(t.Context(), vendor.Configuration{Values: []byte(bad)}); codeOf(err) != "invalid_registry" {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
 func TestPin(t *testing.T) {
-	p := New(Options{})
+	p := New()
 	on := func(osName, arch string, devices ...string) vendor.Platform {
 		return vendor.Platform{OS: osName, Arch: arch, Devices: devices}
 	}
@@ -44,7 +91,7 @@ func TestPin(t *testing.T) {
 		"npm:@a/b@*", "npm:@a/../b@1.2.3", "npm:../b@1.2.3", "npm:@/b@1.2.3", "npm:@a@1.2.3", "npm:@a/b/c@1.2.3", "npm:@a/b@1.2.3-../x", "npm:@a/B@1.2.3", "npm:-b@1.2.3",
 		"npm:b@1.2.3/../..", "npm:b@1.2.3-", "npm:b?x@1.2.3", "npm:b%2f@1.2.3", "npm:" + strings.Repeat("b", 65) + "@1.2.3",
 	} {
-		if got, _, err := p.Pin(ref, linux); fault.As(err) == nil || fault.As(err).Code != "invalid_reference" {
+		if got, _, err := p.Pin(ref, linux); codeOf(err) != "invalid_reference" {
 			t.Errorf("%q: %q, %v", ref, got, err)
 		}
 	}
@@ -53,87 +100,8 @@ func TestPin(t *testing.T) {
 			t.Errorf("%q: %q, %v", ref, got, err)
 		}
 	}
-	if _, _, err := p.Pin("npm:@a/{platform}@1.2.3", on("plan9", "amd64")); fault.As(err).Code != "no_build" {
+	if _, _, err := p.Pin("npm:@a/{platform}@1.2.3", on("plan9", "amd64")); codeOf(err) != "no_build" {
 		t.Errorf("plan9: %v", err)
-	}
-}
-
-// environment is one for tests.
-func environment(vars map[string]string, files map[string]string, npmSays string) Environment {
-	return Environment{
-		Getenv: func(k string) string { return vars[k] }, Home: "/home/u",
-		ReadFile: func(p string) ([]byte, error) {
-			if s, ok := files[p]; ok {
-				return []byte(s), nil
-			}
-			return nil, &fs.PathError{Op: "open", Path: p, Err: fs.ErrNotExist}
-		},
-		AskNpm: func(context.Context) (string, error) {
-			if npmSays == "" {
-				return "", errors.New("npm is not installed")
-			}
-			return npmSays + "\n", nil
-		},
-	}
-}
-
-func TestDiscover(t *testing.T) {
-	rc := map[string]string{"/home/u/.npmrc": "registry=https://rc.test/\n", "/other": "registry = \"https://other.test/npm/\"\n; a comment\n[section]\nbroken line\n"}
-	for name, c := range map[string]struct {
-		configured string
-		env        Environment
-		scope      string
-		want       string // empty: an error
-	}{
-		"configuration first": {"https://conf.test/", environment(map[string]string{"NPM_CONFIG_REGISTRY": "https://env.test"}, rc, "https://npm.test/"), "", "https://conf.test"},
-		"environment":         {"", environment(map[string]string{"NPM_CONFIG_REGISTRY": "https://env.test/x/"}, rc, "https://npm.test/"), "", "https://env.test/x"},
-		"environment, lower":  {"", environment(map[string]string{"npm_config_registry": "http://env.test:8080"}, rc, ""), "", "http://env.test:8080"},
-		"npmrc":               {"", environment(nil, rc, "https://npm.test/"), "", "https://rc.test"},
-		"another npmrc":       {"", environment(map[string]string{"NPM_CONFIG_USERCONFIG": "/other"}, rc, "https://npm.test/"), "", "https://other.test/npm"},
-		"npm":                 {"", environment(nil, nil, "https://npm.test/"), "", "https://npm.test"},
-		"nothing":             {"", environment(nil, nil, ""), "", ""},
-		"npm says nonsense":   {"", environment(nil, nil, "undefined"), "", ""},
-		"scope":               {"", environment(nil, map[string]string{"/home/u/.npmrc": "@s:registry=https://scope.test\n"}, "https://npm.test/"), "@s", "https://scope.test"},
-		"other scope":         {"", environment(nil, map[string]string{"/home/u/.npmrc": "@s:registry=https://scope.test\n"}, "https://npm.test/"), "@t", "https://npm.test"},
-		"scope, configured":   {"https://conf.test", environment(nil, map[string]string{"/home/u/.npmrc": "@s:registry=https://scope.test\n"}, ""), "@s", "https://conf.test"},
-		"empty environment":   {"https://conf.test", Environment{}, "", "https://conf.test"},
-	} {
-		s, err := discover(t.Context(), c.configured, c.env)
-		got := ""
-		if err == nil {
-			got, err = s.registry(c.scope)
-		}
-		if got != c.want || (err != nil) != (c.want == "") {
-			t.Errorf("%s: %q, %v", name, got, err)
-		}
-		if c.want == "" && (fault.KindOf(err) != fault.Invalid || !strings.Contains(err.Error(), "NPM_CONFIG_REGISTRY")) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	for _, bad := range []string{"registry.test", "ftp://x", "https://u:p@x", "https://x/?q=1", "https://", "file:///x"} {
-		if _, err := discover(t.Context(), bad, Environment{}); fault.As(err) == nil || fault.As(err).Code != "invalid_registry" {
-			t.Errorf("%s: %v", bad, err)
-		}
-	}
-}
-
-func TestTokens(t *testing.T) {
-	env := environment(map[string]string{"TOKEN": "from-env"}, map[string]string{"/home/u/.npmrc": strings.Join([]string{
-		"//one.test/:_authToken=plain", "//two.test:8443/path/:_authToken=${TOKEN}", "//three.test/:_authToken=${UNSET}", "_authToken=global", "//four.test/:_password=x",
-	}, "\n")}, "https://npm.test")
-	host := &fakeHost{answers: map[string]string{}}
-	p := New(Options{Host: host, Env: env})
-	if got := p.Credential(Scheme, "one.test"); got != "" {
-		t.Error("a token before anything was read")
-	}
-	_, _ = p.Plan(t.Context(), vendor.PlanRequest{Reference: "npm:b@1.2.3"})
-	for h, want := range map[string]string{"one.test": "plain", "ONE.test": "plain", "two.test:8443": "from-env", "two.test": "", "three.test": "${UNSET}", "four.test": "", "npm.test": "", "evil.one.test": ""} {
-		if got := p.Credential(Scheme, h).Reveal(); got != want {
-			t.Errorf("%s: %q, want %q", h, got, want)
-		}
-	}
-	if p.Credential("huggingface", "one.test") != "" {
-		t.Error("the token answers to another name")
 	}
 }
 
@@ -169,7 +137,7 @@ func TestPlan(t *testing.T) {
 	on := vendor.Platform{OS: "linux", Arch: "amd64", Devices: []string{"cpu"}}
 	plan := func(registry, body string) (*vendor.Plan, *fakeHost, error) {
 		h := &fakeHost{answers: map[string]string{registry + "/@n%2flinux-x64": body}}
-		p, err := New(Options{Registry: registry, Host: h}).Plan(t.Context(), vendor.PlanRequest{Reference: "npm:@n/{platform}@1.2.3", Platform: on})
+		p, err := at(t, registry, h).Plan(t.Context(), vendor.PlanRequest{Reference: "npm:@n/{platform}@1.2.3", Platform: on})
 		return p, h, err
 	}
 	p, h, err := plan("https://reg.test/npm", packumentOf("https://reg.test/npm/@n/linux-x64/-/linux-x64-1.2.3.tgz", integrity))
@@ -212,33 +180,33 @@ func TestPlan(t *testing.T) {
 	}
 	// What is no proof.
 	for _, sri := range []string{"", "sha1-2jmj7l5rSw0yVb/vlWAYkK/YBwk=", "sha512-", "sha512-AAAA", "sha512-!!!", "sha512-" + strings.Repeat("A", 5000), strings.Repeat("md5-x ", 5000), "SHA512-" + base64.StdEncoding.EncodeToString(make([]byte, 64))} {
-		if _, _, err := plan("https://reg.test", packumentOf("https://reg.test/x.tgz", sri)); fault.As(err) == nil || fault.As(err).Code != "no_integrity" || len(err.Error()) > 500 {
+		if _, _, err := plan("https://reg.test", packumentOf("https://reg.test/x.tgz", sri)); codeOf(err) != "no_integrity" || len(err.Error()) > 500 {
 			t.Errorf("integrity %q: %v", sri, err)
 		}
 	}
 	for name, c := range map[string]struct {
 		body string
-		kind fault.Kind
+		kind vendor.Kind
 	}{
-		"no such version":  {`{"versions":{"1.2.4":{}}}`, fault.NotFound},
-		"a page":           {"<!DOCTYPE html>", fault.Unavailable},
-		"another shape":    {`{"versions":[]}`, fault.Unavailable},
-		"null":             {`null`, fault.NotFound},
-		"deep":             {`{"versions":` + strings.Repeat("[", 1<<20), fault.Unavailable},
-		"8 MiB":            {`{"versions":{}}` + strings.Repeat(" ", 8<<20), fault.Exhausted},
-		"huge number":      {packumentOf("https://reg.test/x.tgz", "x")[:20] + strings.Repeat("9", 4000), fault.Unavailable},
-		"number too large": {`{"versions":{"1.2.3":{"dist":{"unpackedSize":1e99}}}}`, fault.Unavailable},
+		"no such version":  {`{"versions":{"1.2.4":{}}}`, vendor.KindNotFound},
+		"a page":           {"<!DOCTYPE html>", vendor.KindUnavailable},
+		"another shape":    {`{"versions":[]}`, vendor.KindUnavailable},
+		"null":             {`null`, vendor.KindNotFound},
+		"deep":             {`{"versions":` + strings.Repeat("[", 1<<20), vendor.KindUnavailable},
+		"8 MiB":            {`{"versions":{}}` + strings.Repeat(" ", 8<<20), vendor.KindExhausted},
+		"huge number":      {packumentOf("https://reg.test/x.tgz", "x")[:20] + strings.Repeat("9", 4000), vendor.KindUnavailable},
+		"number too large": {`{"versions":{"1.2.3":{"dist":{"unpackedSize":1e99}}}}`, vendor.KindUnavailable},
 	} {
-		if _, _, err := plan("https://reg.test", c.body); fault.KindOf(err) != c.kind {
+		if _, _, err := plan("https://reg.test", c.body); kindOf(err) != c.kind {
 			t.Errorf("%s: %v", name, err)
 		} else if len(err.Error()) > 400 || strings.ContainsFunc(err.Error(), func(r rune) bool { return r < ' ' }) {
 			t.Errorf("%s: a message of %d bytes", name, len(err.Error()))
 		}
 	}
-	for status, kind := range map[int]fault.Kind{404: fault.NotFound, 401: fault.Denied, 403: fault.Denied, 429: fault.Unavailable, 500: fault.Unavailable, 302: fault.Unavailable} {
+	for status, kind := range map[int]vendor.Kind{404: vendor.KindNotFound, 401: vendor.KindDenied, 403: vendor.KindDenied, 429: vendor.KindUnavailable, 500: vendor.KindUnavailable, 302: vendor.KindUnavailable} {
 		h := &fakeHost{status: status}
-		_, err := New(Options{Registry: "https://reg.test", Host: h}).Plan(t.Context(), vendor.PlanRequest{Reference: "npm:b@1.2.3", Platform: on})
-		if fault.KindOf(err) != kind {
+		_, err := at(t, "https://reg.test", h).Plan(t.Context(), vendor.PlanRequest{Reference: "npm:b@1.2.3", Platform: on})
+		if kindOf(err) != kind {
 			t.Errorf("%d: %v", status, err)
 		}
 	}
@@ -266,8 +234,8 @@ func TestOneVersion(t *testing.T) {
 		for k, v := range c.answers {
 			h.answers["https://reg.test/"+k] = v
 		}
-		p, err := New(Options{Registry: "https://reg.test", Host: h}).Plan(t.Context(), vendor.PlanRequest{Reference: "npm:b@1.2.3"})
-		if c.want == "" && fault.KindOf(err) != fault.NotFound || c.want != "" && (err != nil || p.Files[0].Sources[0].URL != c.want) || len(h.requests) != c.asked {
+		p, err := at(t, "https://reg.test", h).Plan(t.Context(), vendor.PlanRequest{Reference: "npm:b@1.2.3"})
+		if c.want == "" && kindOf(err) != vendor.KindNotFound || c.want != "" && (err != nil || p.Files[0].Sources[0].URL != c.want) || len(h.requests) != c.asked {
 			t.Errorf("%s: %+v, %v after %d requests", name, p, err, len(h.requests))
 		}
 	}
@@ -292,26 +260,4 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%q is not stable: %+v, %v", p.reference(), again, err)
 		}
 	})
-}
-
-// S17: only the host of a configured registry counts as the user's own choice.
-func TestOwn(t *testing.T) {
-	env := environment(nil, map[string]string{"/home/u/.npmrc": "@s:registry=http://scope.test:4873/npm\n"}, "https://Npm.test/")
-	p := New(Options{Host: &fakeHost{}, Env: env})
-	own := func(s string) bool {
-		u, err := url.Parse(s)
-		return err == nil && p.Own(u)
-	}
-	if own("https://npm.test/x") {
-		t.Error("before anything was read")
-	}
-	_, _ = p.Plan(t.Context(), vendor.PlanRequest{Reference: "npm:b@1.2.3"})
-	for u, want := range map[string]bool{
-		"https://npm.test/x": true, "http://npm.test/x": false, "https://npm.test:8443/": false, "https://evil.npm.test/": false,
-		"http://scope.test:4873/y": true, "https://scope.test:4873/y": true, "http://scope.test/": false, "https://cdn.test/": false,
-	} {
-		if own(u) != want {
-			t.Errorf("%s: %v", u, !want)
-		}
-	}
 }

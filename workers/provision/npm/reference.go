@@ -4,7 +4,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -40,20 +39,20 @@ func parse(ref string, on vendor.Platform) (pkgRef, error) {
 	}
 	i := strings.LastIndexByte(rest, '@')
 	if i <= 0 {
-		return pkgRef{}, fault.New(fault.Invalid, "invalid_reference", "%q names no version; write npm:package@1.2.3.", ref)
+		return pkgRef{}, failed(vendor.KindInvalid, "invalid_reference", "%q names no version; write npm:package@1.2.3.", ref)
 	}
 	p := pkgRef{base: rest[:i], version: rest[i+1:]}
 	if strings.HasPrefix(p.base, "@") {
 		var ok bool
 		if p.scope, p.base, ok = strings.Cut(p.base, "/"); !ok || !validSegment(p.scope[1:]) {
-			return pkgRef{}, fault.New(fault.Invalid, "invalid_reference", "%q is not the name of an npm package; write npm:@scope/package@1.2.3.", ref)
+			return pkgRef{}, failed(vendor.KindInvalid, "invalid_reference", "%q is not the name of an npm package; write npm:@scope/package@1.2.3.", ref)
 		}
 	}
 	if !validSegment(p.base) {
-		return pkgRef{}, fault.New(fault.Invalid, "invalid_reference", "%q is not the name of an npm package; write npm:@scope/package@1.2.3.", ref)
+		return pkgRef{}, failed(vendor.KindInvalid, "invalid_reference", "%q is not the name of an npm package; write npm:@scope/package@1.2.3.", ref)
 	}
 	if !exactVersion(p.version) {
-		return pkgRef{}, fault.New(fault.Invalid, "invalid_reference", "%q asks for the version %q, but an engine needs an exact one such as 3.21.1: a range or a tag would mean another build tomorrow.", ref, p.version)
+		return pkgRef{}, failed(vendor.KindInvalid, "invalid_reference", "%q asks for the version %q, but an engine needs an exact one such as 3.21.1: a range or a tag would mean another build tomorrow.", ref, p.version)
 	}
 	p.platform = p.base
 	return p, nil
@@ -102,5 +101,5 @@ func platformFor(on vendor.Platform) (string, error) {
 	case "darwin/amd64":
 		return "mac-x64", nil
 	}
-	return "", fault.New(fault.Invalid, "no_build", "There is no engine build for %s on %s; use path: with a build of your own.", on.OS, on.Arch)
+	return "", failed(vendor.KindInvalid, "no_build", "There is no engine build for %s on %s; use path: with a build of your own.", on.OS, on.Arch)
 }

@@ -5,12 +5,12 @@ package path
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
-	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -35,17 +35,17 @@ func (p *Provisioner) Supports(ref string) bool { return strings.HasPrefix(ref, 
 func (p *Provisioner) Plan(_ context.Context, req vendor.PlanRequest) (*vendor.Plan, error) {
 	dir := strings.TrimPrefix(req.Reference, Scheme+":")
 	if strings.ContainsRune(dir, 0) || !filepath.IsAbs(dir) {
-		return nil, fault.New(fault.Invalid, "invalid_reference", "%q is not an absolute path; write path:/folder/of/the/engine.", dir)
+		return nil, failed(vendor.KindInvalid, "invalid_reference", "%q is not an absolute path; write path:/folder/of/the/engine.", dir)
 	}
 	dir = filepath.Clean(dir)
 	st, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fault.New(fault.NotFound, "engine_not_found", "There is no folder %s; check the path of the engine.", dir)
+		return nil, failed(vendor.KindNotFound, "engine_not_found", "There is no folder %s; check the path of the engine.", dir)
 	case err != nil:
-		return nil, fault.New(fault.Denied, "engine_unreadable", "The folder %s cannot be looked at; check its permissions: %w", dir, err)
+		return nil, failed(vendor.KindDenied, "engine_unreadable", "The folder %s cannot be looked at; check its permissions: %w", dir, err)
 	case !st.IsDir():
-		return nil, fault.New(fault.Invalid, "invalid_reference", "%s is not a folder; give the folder that holds the libraries of llama.cpp.", dir)
+		return nil, failed(vendor.KindInvalid, "invalid_reference", "%s is not a folder; give the folder that holds the libraries of llama.cpp.", dir)
 	}
 	suffix := ".so"
 	if req.Platform.OS == "darwin" {
@@ -62,4 +62,9 @@ func (p *Provisioner) Plan(_ context.Context, req vendor.PlanRequest) (*vendor.P
 		}})
 	}
 	return plan, nil
+}
+
+// failed is an error that the user should read.
+func failed(kind vendor.Kind, code, format string, args ...any) error {
+	return &vendor.Error{Kind: kind, Code: code, Message: fmt.Errorf(format, args...).Error()}
 }

@@ -1,11 +1,11 @@
 package path
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
 
-	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -25,8 +25,9 @@ func TestPlan(t *testing.T) {
 			t.Errorf("got %+v", plan)
 		}
 	}
-	for ref, kind := range map[string]fault.Kind{"path:engine": fault.Invalid, "path:": fault.Invalid, "path:/a\x00": fault.Invalid, "path:" + file: fault.Invalid, "path:" + dir + "/missing": fault.NotFound} {
-		if _, err := p.Plan(t.Context(), vendor.PlanRequest{Reference: ref}); fault.KindOf(err) != kind {
+	for ref, kind := range map[string]vendor.Kind{"path:engine": vendor.KindInvalid, "path:": vendor.KindInvalid, "path:/a\x00": vendor.KindInvalid, "path:" + file: vendor.KindInvalid, "path:" + dir + "/missing": vendor.KindNotFound} {
+		_, err := p.Plan(t.Context(), vendor.PlanRequest{Reference: ref})
+		if e, ok := errors.AsType[*vendor.Error](err); !ok || e.Kind != kind {
 			t.Errorf("%q: %v", ref, err)
 		}
 	}

@@ -1,4 +1,6 @@
-package npm
+// Package npmrc finds out which npm package registries the user's npm is configured for, and which tokens it has for them. It
+// fetches nothing.
+package npmrc
 
 import (
 	"context"
@@ -12,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/fault"
@@ -71,22 +74,66 @@ func askNpm(ctx context.Context, home string) (string, error) {
 	return string(out), err
 }
 
+// Registries are the registries of the user's npm. Its methods may be called concurrently.
+type Registries struct {
+	configured string
+	env        Environment
+
+	mu sync.Mutex
+	// mu guards the field below. It is not held while the registries are looked for.
+	found *settings
+}
+
+// New returns the registries with configured, the address in Apiary's own configuration, for every package; when that is empty,
+// those of env. They are looked for when they are first needed.
+func New(configured string, env Environment) *Registries {
+	return &Registries{configured: configured, env: env}
+}
+
+// Addresses returns the address of the registry, and those of scopes ("@name") that have one of their own, each without a slash
+// at its end. The first is empty where nothing is configured and npm could not be asked. A failure is looked into again the next
+// time.
+func (r *Registries) Addresses(ctx context.Context) (base string, scopes map[string]string, err error) {
+	r.mu.Lock()
+	found := r.found
+	r.mu.Unlock()
+	if found == nil {
+		if found, err = discover(ctx, r.configured, r.env); err != nil {
+			return "", nil, err
+		}
+		if found.base != "" || len(found.scopes) > 0 {
+			r.mu.Lock()
+			r.found = found
+			r.mu.Unlock()
+		}
+	}
+	return found.base, maps.Clone(found.scopes), nil
+}
+
+// Credential returns the token that the user's npm configuration holds for host (host or host:port). It is empty before the first
+// Addresses.
+func (r *Registries) Credential(host string) secret.Secret {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.found == nil {
+		return ""
+	}
+	return r.found.token(host)
+}
+
+// Own reports whether u is of one of the registries: the same host, and the same scheme or https. It is false before the first
+// Addresses.
+func (r *Registries) Own(u *url.URL) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.found != nil && r.found.own(u)
+}
+
 // settings is what was found.
 type settings struct {
 	base   string            // address of the registry, without a slash at the end
 	scopes map[string]string // "@scope" → address
 	tokens map[string]secret.Secret
-}
-
-// registry returns the address for a scope.
-func (s *settings) registry(scope string) (string, error) {
-	if r, ok := s.scopes[scope]; ok && scope != "" {
-		return r, nil
-	}
-	if s.base == "" {
-		return "", fault.New(fault.Invalid, "no_registry", "No package registry is configured and npm could not be asked; install npm, set NPM_CONFIG_REGISTRY, or set `endpoint` in a block vendor \"npm\" of config.hcl.")
-	}
-	return s.base, nil
 }
 
 // token returns the token for a host ("name" or "name:port").
@@ -120,7 +167,7 @@ func discover(ctx context.Context, configured string, env Environment) (*setting
 		return nil, err
 	}
 	from := []struct{ name, value string }{
-		{"`endpoint` of vendor \"npm\"", configured},
+		{"`registry` of provisioner \"npm\"", configured},
 		{"NPM_CONFIG_REGISTRY", getenv("NPM_CONFIG_REGISTRY")},
 		{"npm_config_registry", getenv("npm_config_registry")},
 		{"registry in .npmrc", rc["registry"]},

@@ -1,0 +1,35 @@
+package agent
+
+import (
+	"context"
+
+	"github.com/apiary-dev/apiary/plugins/vendor"
+	"github.com/apiary-dev/apiary/workers/provision/npm"
+	"github.com/apiary-dev/apiary/workers/provision/path"
+)
+
+// provisioners returns the provisioners of this build, with the hosts that host makes for them.
+func provisioners(r *reach, host func(name string) vendor.Host) []vendor.Provisioner {
+	packages := npm.New()
+	return []vendor.Provisioner{
+		&npmEngines{Provisioner: packages, settled: settled{plugin: packages, host: host("npm"), find: func(ctx context.Context) (any, error) {
+			base, scopes, err := r.registry.Addresses(ctx)
+			return npm.Settings{Registry: base, Scopes: scopes}, err
+		}}},
+		path.New(),
+	}
+}
+
+// npmEngines is the provisioner of npm packages, which gets its settings late.
+type npmEngines struct {
+	*npm.Provisioner
+	settled
+}
+
+// Plan implements vendor.Provisioner.
+func (p *npmEngines) Plan(ctx context.Context, req vendor.PlanRequest) (*vendor.Plan, error) {
+	if err := p.prepare(ctx); err != nil {
+		return nil, err
+	}
+	return p.Provisioner.Plan(ctx, req)
+}
