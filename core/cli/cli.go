@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"slices"
@@ -26,6 +27,7 @@ type Options struct {
 	Args    []string // without the program's name
 	Version string
 	Config  []byte // the embedded config.hcl
+	Sources fs.FS  // the embedded sources that new plugins are made of
 	Stdin   io.Reader
 	Stdout  io.Writer
 	Stderr  io.Writer
@@ -35,6 +37,7 @@ type Options struct {
 type app struct {
 	version  string
 	embedded []byte
+	sources  fs.FS
 	in       io.Reader
 	out      io.Writer
 	err      io.Writer
@@ -61,7 +64,7 @@ const exitCodes = `Exit codes:
 
 // Main runs one command and returns the exit code.
 func Main(o Options) int {
-	a := &app{version: o.Version, embedded: o.Config, in: o.Stdin, out: o.Stdout, err: o.Stderr, getenv: os.Getenv}
+	a := &app{version: o.Version, embedded: o.Config, sources: o.Sources, in: o.Stdin, out: o.Stdout, err: o.Stderr, getenv: os.Getenv}
 	root := a.root()
 	root.SetArgs(o.Args)
 	if err := root.ExecuteContext(context.Background()); err != nil {

@@ -29,7 +29,7 @@ import (
 
 func (a *app) pluginCommand() *cobra.Command {
 	return a.holder("plugin", "Install and look at plugins: model vendors and worker provisioners of others",
-		a.pluginInstall(), a.pluginUpdate(), a.pluginList(), a.pluginVerify(), a.pluginRemove(), a.pluginValidate(), a.pluginPack())
+		a.pluginNew(), a.pluginBuild(), a.pluginInstall(), a.pluginUpdate(), a.pluginList(), a.pluginVerify(), a.pluginRemove(), a.pluginValidate(), a.pluginPack())
 }
 
 // pluginWork is what the commands about plugins work with.
@@ -73,16 +73,21 @@ func noPlugin(name string) error {
 }
 
 func (a *app) pluginInstall() *cobra.Command {
-	var name string
+	var name, transport string
 	var yes bool
-	c := &cobra.Command{Use: "install FILE|URL", Short: "Install a plugin, after you have seen and granted what it asks for", Args: argCount(1, 1, "FILE|URL"),
+	c := &cobra.Command{Use: "install FILE|DIR|URL", Short: "Install a plugin, after you have seen and granted what it asks for", Args: argCount(1, 1, "FILE|DIR|URL"),
 		RunE: interruptible(func(ctx context.Context, args []string) error {
+			source, err := builtSource(args[0], transport)
+			if err != nil {
+				return err
+			}
 			w, err := a.openPlugins()
 			if err != nil {
 				return err
 			}
-			return a.install(ctx, w, args[0], name, yes)
+			return a.install(ctx, w, source, name, yes)
 		})}
+	c.Flags().StringVar(&transport, "transport", "", "what to install from a folder: `wasm` or process (default: the module, where there is one)")
 	c.Flags().StringVar(&name, "name", "", "name of its block in the configuration (default: the plugin's own name)")
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "grant what it asks for without a question")
 	return c
@@ -124,7 +129,7 @@ func (a *app) install(ctx context.Context, w *pluginWork, source, name string, y
 		if err != nil {
 			return nil, fmt.Errorf("find this executable: %w", err)
 		}
-		return w.shelf.Ask(ctx, path, digest, []string{own, "exec-child"}, logging.New(a.err, logging.Options{Level: slog.LevelWarn, Format: "auto"}))
+		return host.Ask(ctx, host.Question{Path: path, SHA256: digest, Store: w.shelf.Programs(), ExecChild: []string{own, "exec-child"}, Log: a.warnings()})
 	})
 	if err != nil {
 		return err
@@ -178,6 +183,11 @@ func (a *app) install(ctx context.Context, w *pluginWork, source, name string, y
 	}
 	return a.tell("%s %s is installed, and written into %s and %s. An agent that runs uses it after its next start.",
 		name, c.Manifest.Info.Version, w.file(), filepath.Join(w.cfg.Home, config.LockName))
+}
+
+// warnings is a log of what goes wrong while a plugin is asked something.
+func (a *app) warnings() *slog.Logger {
+	return logging.New(a.err, logging.Options{Level: slog.LevelWarn, Format: "auto"})
 }
 
 // used reports whether a plugin of the lock file is the file of that digest.

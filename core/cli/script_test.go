@@ -37,10 +37,12 @@ func TestScripts(t *testing.T) {
 				return npmWorks(), nil
 			case "pip":
 				return pipWorks(), nil
+			case "rust", "as", "c", "python":
+				return toolchainWorks(name), nil
 			}
 			return false, fmt.Errorf("unknown condition %q", name)
 		},
-		Cmds: merged(merged(merged(hubCommands(), registryCommands()), pluginCommands()), map[string]func(*testscript.TestScript, bool, []string){
+		Cmds: merged(merged(merged(hubCommands(), registryCommands()), merged(pluginCommands(), toolchainCommands())), map[string]func(*testscript.TestScript, bool, []string){
 			"apiary": scriptApiary, "http": scriptHTTP, "listen": scriptListen, "truncated": scriptTruncated,
 			"waitready": scriptWaitReady, "waitworkers": scriptWaitWorkers, "samefield": scriptSameField, "newaddress": scriptNewAddress,
 		}),

@@ -3,10 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/apiary-dev/apiary/plugins/sdk"
 	"github.com/apiary-dev/apiary/plugins/vendor"
@@ -58,8 +57,8 @@ func TestResolve(t *testing.T) {
 	}
 	want := []vendor.File{{Path: "tiny.gguf", Role: vendor.RoleWeights, Size: 3, Digests: vendor.Digests{SHA256: "aa"},
 		Sources: []vendor.Source{{URL: "https://models.example.org/tiny.gguf", Ranges: true}}}}
-	if diff := cmp.Diff(want, m.Files); diff != "" {
-		t.Error(diff)
+	if !reflect.DeepEqual(m.Files, want) {
+		t.Errorf("files %+v, want %+v", m.Files, want)
 	}
 	if again, err := resolve(m.Reference); err != nil || again.Reference != m.Reference {
 		t.Errorf("the pinned reference resolves to %+v, %v", again, err)

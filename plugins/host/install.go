@@ -45,6 +45,17 @@ func reserved() []string {
 	return []string{"builtin", "echo", "file", "git", "hf", "http", "https", "npm", "ollama", "path", "pypi", "url"}
 }
 
+// CheckName says why a new plugin cannot have a name, which is also that of its scheme.
+func CheckName(name string) error {
+	switch {
+	case !namePattern.MatchString(name) || !schemePattern.MatchString(name):
+		return fault.New(fault.Invalid, "bad_name", "%q is not a name for a plugin; a name begins with a lower-case letter and has at most 32 lower-case letters, digits and dashes, for example gitea.", short(name))
+	case slices.Contains(reserved(), name):
+		return fault.New(fault.Invalid, "bad_name", "References that begin with %s: are Apiary's own; choose another name for the plugin.", name)
+	}
+	return nil
+}
+
 // Inspect says what the file at path is, without running it. Of a program it knows the platform only.
 func Inspect(path string) (*Candidate, error) {
 	transport, platform, err := Nature(path)

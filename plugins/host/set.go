@@ -102,7 +102,7 @@ func (s *Set) add(o SetOptions, shelf *Shelf, lock *config.Lock, p config.Plugin
 		Credentials: o.Credentials, Store: OpenStore(shelf.StatePath(p.Name)), Log: o.Log,
 	})
 	spec := process.Spec{
-		Name: p.Name, Path: shelf.Path(digest), SHA256: digest, Store: shelf.programs(), ExecChild: o.ExecChild,
+		Name: p.Name, Path: shelf.Path(digest), SHA256: digest, Store: shelf.Programs(), ExecChild: o.ExecChild,
 		Host: sdk.HostDispatch(services), Log: o.Log,
 	}
 	if transport == config.TransportWASM {
@@ -144,21 +144,40 @@ func start(ctx context.Context, spec process.Spec, info vendor.Info, values stri
 	return p, nil
 }
 
-// Ask runs the program at path for as long as it takes to say what it is. It gets nothing from the host.
-func (s *Shelf) Ask(ctx context.Context, path, digest string, execChild []string, log *slog.Logger) (*vendor.StaticManifest, error) {
-	nothing := sdk.InvokerFunc(func(context.Context, string, []byte) ([]byte, error) {
-		return nil, &vendor.Error{Kind: vendor.KindDenied, Code: "not_granted", Message: "The plugin is only asked what it is."}
-	})
-	p, err := process.Start(ctx, process.Spec{Name: path, Path: path, SHA256: digest, Store: s.programs(), ExecChild: execChild, Host: nothing, Log: log})
+// Question says which program to ask what it is.
+type Question struct {
+	Path      string
+	SHA256    string   // "": whatever it is
+	Store     string   // as in process.Spec
+	TLS       string   // as in process.Spec
+	ExecChild []string // as in process.Spec
+	Log       *slog.Logger
+}
+
+// Ask runs a program for as long as it takes to say what it is. It gets nothing from the host.
+func Ask(ctx context.Context, q Question) (*vendor.StaticManifest, error) {
+	p, err := process.Start(ctx, process.Spec{Name: q.Path, Path: q.Path, SHA256: q.SHA256, Store: q.Store, TLS: q.TLS, ExecChild: q.ExecChild, Host: Nothing(), Log: q.Log})
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = p.Close() }()
-	info, err := Info(ctx, p)
+	return Describe(ctx, p)
+}
+
+// Nothing is the host of a plugin that is only asked what it is.
+func Nothing() vendor.Invoker {
+	return sdk.InvokerFunc(func(context.Context, string, []byte) ([]byte, error) {
+		return nil, &vendor.Error{Kind: vendor.KindDenied, Code: "not_granted", Message: "The plugin is only asked what it is."}
+	})
+}
+
+// Describe asks a plugin that runs what it is.
+func Describe(ctx context.Context, inv vendor.Invoker) (*vendor.StaticManifest, error) {
+	info, err := Info(ctx, inv)
 	if err != nil {
 		return nil, err
 	}
-	schema, err := Schema(ctx, p)
+	schema, err := Schema(ctx, inv)
 	if err != nil {
 		return nil, err
 	}

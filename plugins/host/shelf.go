@@ -51,8 +51,8 @@ func OpenShelf(home string) (*Shelf, error) {
 // CacheDir is the folder for compiled modules.
 func (s *Shelf) CacheDir() string { return filepath.Join(s.home, filepath.FromSlash(cacheFolder)) }
 
-// programs is the folder from which programs are run.
-func (s *Shelf) programs() string { return filepath.Join(s.home, filepath.FromSlash(programFolder)) }
+// Programs is the folder from which programs are run.
+func (s *Shelf) Programs() string { return filepath.Join(s.home, filepath.FromSlash(programFolder)) }
 
 // StatePath is the file in which the host keeps what a plugin of that name wants to find again.
 func (s *Shelf) StatePath(name string) string {

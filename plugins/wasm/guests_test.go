@@ -5,18 +5,19 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/apiary-dev/apiary/plugins/toolchain"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -38,53 +39,27 @@ type guest struct {
 }
 
 func guests() []guest {
-	script := func(dir string, env ...string) func(string) error {
-		return func(to string) error {
-			cmd := exec.Command("./build.sh", to)
-			cmd.Dir = dir
-			cmd.Env = append(os.Environ(), env...)
-			if out, err := cmd.CombinedOutput(); err != nil {
-				return fmt.Errorf("build %s: %w\n%s", dir, err, out)
-			}
-			return nil
-		}
-	}
-	tool := func(env, name string) string {
-		if v := os.Getenv(env); v != "" {
-			return v
-		}
-		return name
-	}
 	examples := filepath.Join("..", "..", "examples")
-	target := filepath.Join(os.TempDir(), fmt.Sprintf("apiary-rust-%d", os.Getuid()))
-	shelfGo := filepath.Join("testdata", "shelf-go")
-	return []guest{
-		{name: "go", large: true, sources: shelfGo, tools: func() error { return nil }, build: func(to string) error {
-			cmd := exec.Command("go", "build", "-buildmode=c-shared", "-trimpath", "-ldflags=-s -w", "-o", to, "./"+shelfGo)
-			cmd.Env = append(os.Environ(), "GOOS=wasip1", "GOARCH=wasm", "CGO_ENABLED=0", "GOFLAGS=")
-			if out, err := cmd.CombinedOutput(); err != nil {
-				return fmt.Errorf("build %s: %w\n%s", shelfGo, err, out)
-			}
-			return nil
-		}},
-		{name: "c", fixture: "shelf-c.wasm", sources: filepath.Join(examples, "plugin-c"), build: script(filepath.Join(examples, "plugin-c")), tools: func() error {
-			return exec.Command(tool("CLANG", "clang"), "--target=wasm32", "-nostdlib", "-Wl,--no-entry", "-x", "c", "/dev/null", "-o", os.DevNull).Run()
-		}},
-		{name: "rust", fixture: "shelf-rust.wasm", sources: filepath.Join(examples, "plugin-rust"), build: script(filepath.Join(examples, "plugin-rust"), "CARGO_TARGET_DIR="+target), tools: func() error {
-			if _, err := exec.LookPath("cargo"); err != nil {
-				return err
-			}
-			out, err := exec.Command("rustc", "--target", "wasm32-unknown-unknown", "--print", "target-libdir").Output()
-			if err == nil {
-				_, err = os.Stat(strings.TrimSpace(string(out)))
-			}
-			return err
-		}},
-		{name: "assemblyscript", sources: filepath.Join(examples, "plugin-assemblyscript"), build: script(filepath.Join(examples, "plugin-assemblyscript")), tools: func() error {
-			_, err := exec.LookPath(tool("ASC", filepath.Join(examples, "plugin-assemblyscript", "node_modules", ".bin", "asc")))
-			return err
-		}},
+	all := []guest{
+		{name: "go", large: true, sources: filepath.Join("testdata", "shelf-go")},
+		{name: "c", fixture: "shelf-c.wasm", sources: filepath.Join(examples, "plugin-c")},
+		{name: "rust", fixture: "shelf-rust.wasm", sources: filepath.Join(examples, "plugin-rust")},
+		{name: "assemblyscript", sources: filepath.Join(examples, "plugin-assemblyscript")},
 	}
+	for i, g := range all {
+		sources, err := toolchain.Detect(g.sources)
+		if err != nil {
+			panic(err)
+		}
+		all[i].build = func(to string) error { return sources.Module(context.Background(), to, os.Stderr) }
+		all[i].tools = func() error {
+			if _, err := os.Stat(filepath.Join(g.sources, "node_modules")); sources.Language == toolchain.AssemblyScript && os.Getenv("ASC") == "" && err != nil {
+				return errors.New("neither ASC nor node_modules")
+			}
+			return sources.Missing()
+		}
+	}
+	return all
 }
 
 // module returns the guest, built where that can be, and its fixture otherwise.
@@ -139,7 +114,7 @@ func (g guest) sourceDigest(t *testing.T) string {
 			return fs.SkipDir
 		}
 		switch filepath.Ext(path) {
-		case ".c", ".h", ".rs", ".json", ".toml", ".sh":
+		case ".c", ".h", ".rs", ".json", ".toml":
 			fmt.Fprintf(h, "%s\n%s\n", d.Name(), readFile(t, path))
 		}
 		return nil
