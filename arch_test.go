@@ -134,7 +134,7 @@ func TestMainLinksNoForeignCode(t *testing.T) {
 }
 
 // guests are vendors that are also built as WASM guests: they have the contract, and none of what makes a guest large.
-var guests = []string{"./vendors/huggingface", "./vendors/url"}
+var guests = []string{"./vendors/huggingface", "./vendors/ollama", "./vendors/pypi", "./vendors/url"}
 
 func TestGuestsAreSmall(t *testing.T) {
 	module := modulePath(t)
@@ -143,6 +143,25 @@ func TestGuestsAreSmall(t *testing.T) {
 		own := slices.Contains(guests, "./"+name) || name == "plugins/vendor"
 		if strings.HasPrefix(p.ImportPath, module+"/") && !own || p.ImportPath == "net/http" || p.ImportPath == "regexp" {
 			t.Errorf("a vendor that is a guest links %s", name)
+		}
+		for _, imp := range p.Imports {
+			if own && imp == "fmt" { // encoding/json has it inside, and what is not used of it is left out
+				t.Errorf("%s, which is a part of guests, imports %s", name, imp)
+			}
+		}
+	}
+}
+
+// TestVendorsKnowTheContractAlone: what the vendors of this build are written against is what the author of a plugin has.
+func TestVendorsKnowTheContractAlone(t *testing.T) {
+	module := modulePath(t)
+	for _, p := range listPackages(t, "./vendors/...") {
+		name := short(module, p.ImportPath)
+		for _, imp := range p.Imports {
+			imp, ours := strings.CutPrefix(imp, module+"/")
+			if allowed := imp == "plugins/vendor" || path.Base(name) == "plugin" && (imp == "plugins/sdk" || imp == path.Dir(name)); ours && !allowed {
+				t.Errorf("%s imports %s: a vendor is written against plugins/vendor only", name, imp)
+			}
 		}
 	}
 }

@@ -248,7 +248,7 @@ func (t *transfer) open(ctx context.Context, scheme string, src vendor.Source) (
 	}
 	r, n, err := o.Open(ctx, src.URL)
 	if err != nil {
-		return fetched{}, err
+		return fetched{}, pluginhost.Fault(err)
 	}
 	defer r.Close()
 	if err := t.s.checkSpace(n, t.what); err != nil {

@@ -7,12 +7,11 @@ import (
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
-	"fmt"
 	"io"
 	"io/fs"
+	"strconv"
 	"strings"
 
-	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -55,10 +54,10 @@ func (v *Vendor) Resolve(_ context.Context, req vendor.ResolveRequest) (*vendor.
 	sum := sha256.Sum256(body)
 	digest := hex.EncodeToString(sum[:])
 	if pinned && pin != digest[:12] {
-		return nil, fault.New(fault.NotFound, "model_not_found", "This version of Apiary carries %s:%s@%s, not %s; ask for %s:%s to have it.", Scheme, name, digest[:12], req.Reference, Scheme, name)
+		return nil, notFound("This version of Apiary carries " + Scheme + ":" + name + "@" + digest[:12] + ", not " + req.Reference + "; ask for " + Scheme + ":" + name + " to have it.")
 	}
 	return &vendor.Manifest{
-		Reference: fmt.Sprintf("%s:%s@%s", Scheme, name, digest[:12]),
+		Reference: Scheme + ":" + name + "@" + digest[:12],
 		Format:    "gguf",
 		Files: []vendor.File{{
 			Path: name + ".gguf", Role: "weights", Size: int64(len(body)),
@@ -80,9 +79,13 @@ func (v *Vendor) Open(_ context.Context, url string) (io.ReadCloser, int64, erro
 func (v *Vendor) read(name string) ([]byte, error) {
 	body, err := fs.ReadFile(v.models, name+".gguf")
 	if err != nil {
-		return nil, fault.New(fault.NotFound, "model_not_found", "There is no builtin model %q; there is %s.", name, strings.Join(v.names(), ", "))
+		return nil, notFound("There is no builtin model " + strconv.Quote(name) + "; there is " + strings.Join(v.names(), ", ") + ".")
 	}
 	return body, nil
+}
+
+func notFound(message string) error {
+	return &vendor.Error{Kind: vendor.KindNotFound, Code: "model_not_found", Message: message}
 }
 
 // names lists the references of all models.

@@ -3,12 +3,12 @@ package builtin
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"io"
 	"io/fs"
 	"strings"
 	"testing"
 
-	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -33,11 +33,11 @@ func TestResolveAndOpen(t *testing.T) {
 		t.Errorf("pinned: %+v, %v", again, err)
 	}
 	for _, ref := range []string{"builtin:", "builtin:nothing", "builtin:../builtin", "builtin:stories260k@000000000000", "builtin:stories260k@"} {
-		if _, err := v.Resolve(t.Context(), vendor.ResolveRequest{Reference: ref}); fault.KindOf(err) != fault.NotFound || !strings.Contains(err.Error(), "builtin:stories260k") {
+		if _, err := v.Resolve(t.Context(), vendor.ResolveRequest{Reference: ref}); kind(err) != vendor.KindNotFound || !strings.Contains(err.Error(), "builtin:stories260k") {
 			t.Errorf("%s: %v", ref, err)
 		}
 	}
-	if _, _, err := v.Open(t.Context(), "builtin:nothing"); fault.KindOf(err) != fault.NotFound {
+	if _, _, err := v.Open(t.Context(), "builtin:nothing"); kind(err) != vendor.KindNotFound {
 		t.Errorf("open: %v", err)
 	}
 }
@@ -48,4 +48,11 @@ func TestLicence(t *testing.T) {
 	if err != nil || len(names) != 1 || names[0] != "models/stories260k.gguf" {
 		t.Errorf("%v, %v: add a new model to models/LICENSE.txt and here", names, err)
 	}
+}
+
+func kind(err error) vendor.Kind {
+	if e, ok := errors.AsType[*vendor.Error](err); ok {
+		return e.Kind
+	}
+	return ""
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -28,7 +27,7 @@ type question struct {
 func escape(path string) string {
 	parts := strings.Split(path, "/")
 	for i, p := range parts {
-		parts[i] = strings.ReplaceAll(url.PathEscape(p), "+", "%2B")
+		parts[i] = strings.ReplaceAll(pathEscape(p), "+", "%2B")
 	}
 	return strings.Join(parts, "/")
 }
@@ -48,7 +47,7 @@ func (v *Vendor) request(method, target string) vendor.HTTPRequest {
 func (v *Vendor) info(ctx context.Context, repo, revision string) (repoInfo, error) {
 	q := question{v: v, repo: repo, revision: revision}
 	var info repoInfo
-	if _, err := q.json(ctx, v.endpoint+"/api/models/"+repo+"/revision/"+url.PathEscape(revision), &info); err != nil {
+	if _, err := q.json(ctx, v.endpoint+"/api/models/"+repo+"/revision/"+pathEscape(revision), &info); err != nil {
 		return info, err
 	}
 	if !isCommit(info.SHA) {
@@ -95,15 +94,16 @@ func (q question) next(link string) (string, error) {
 		if !ok || !strings.HasPrefix(target, "<") || !strings.Contains(strings.ReplaceAll(params, " ", ""), `rel="next"`) {
 			continue
 		}
-		u, err := url.Parse(target[1:])
-		if err != nil {
+		if !printable(target) {
 			return "", q.broken("its list of files goes on at an address that is none")
 		}
-		_, path, ok := strings.Cut(u.EscapedPath(), "/api/models/")
+		target, _, _ = strings.Cut(target[1:], "#")
+		address, query, _ := strings.Cut(target, "?")
+		_, path, ok := strings.Cut(address, "/api/models/")
 		if !ok || !strings.HasPrefix(path, q.repo+"/tree/") {
 			return "", q.broken("its list of files goes on somewhere else")
 		}
-		return q.v.endpoint + "/api/models/" + path + "?" + u.RawQuery, nil
+		return q.v.endpoint + "/api/models/" + path + "?" + query, nil
 	}
 	return "", nil
 }
@@ -337,7 +337,7 @@ func (v *Vendor) Search(ctx context.Context, req vendor.SearchRequest) ([]vendor
 	if limit <= 0 || limit > 100 {
 		limit = 20
 	}
-	query := url.Values{"search": {req.Query}, "filter": {"gguf"}, "sort": {"downloads"}, "direction": {"-1"}, "limit": {strconv.Itoa(int(limit))}}
+	query := "direction=-1&filter=gguf&limit=" + strconv.Itoa(int(limit)) + "&search=" + queryEscape(req.Query) + "&sort=downloads"
 	var found []struct {
 		ID          string          `json:"id"`
 		Downloads   int64           `json:"downloads"`
@@ -346,7 +346,7 @@ func (v *Vendor) Search(ctx context.Context, req vendor.SearchRequest) ([]vendor
 		PipelineTag string          `json:"pipeline_tag"`
 	}
 	q := question{v: v, repo: "a search"}
-	if _, err := q.json(ctx, v.endpoint+"/api/models?"+query.Encode(), &found); err != nil {
+	if _, err := q.json(ctx, v.endpoint+"/api/models?"+query, &found); err != nil {
 		return nil, err
 	}
 	var out []vendor.SearchResult

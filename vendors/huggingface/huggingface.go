@@ -7,7 +7,6 @@ package huggingface
 import (
 	"context"
 	"encoding/json"
-	"net/url"
 	"strings"
 
 	"github.com/apiary-dev/apiary/plugins/vendor"
@@ -70,8 +69,7 @@ func (v *Vendor) Configure(_ context.Context, c vendor.Configuration) error {
 	if endpoint == "" {
 		endpoint = DefaultEndpoint
 	}
-	u, err := url.Parse(endpoint)
-	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+	if !goodEndpoint(endpoint) {
 		return &vendor.Error{
 			Kind: vendor.KindInvalid, Code: "bad_setting", Param: "endpoint",
 			Message: "The endpoint of the vendor huggingface is no address of a hub; write for example https://hub.example.org, without a user, a query or a fragment.",

@@ -1,7 +1,6 @@
 package huggingface
 
 import (
-	"net/url"
 	"strings"
 
 	"github.com/apiary-dev/apiary/plugins/vendor"
@@ -135,7 +134,7 @@ func cutRevision(s string) (revision, rest string, err error) {
 		}
 	}
 	name, rest := word(s)
-	revision, err = url.PathUnescape(name)
+	revision, err = unescape(name)
 	return revision, rest, err
 }
 

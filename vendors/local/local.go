@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -46,7 +45,7 @@ func (v *Vendor) Resolve(_ context.Context, req vendor.ResolveRequest) (*vendor.
 		path = "/" + strings.TrimLeft(rest, "/")
 	}
 	if strings.ContainsRune(path, 0) || !filepath.IsAbs(path) {
-		return nil, fault.New(fault.Invalid, "invalid_reference", "%q is not an absolute path; write file:/folder/model.gguf.", path)
+		return nil, fail(vendor.KindInvalid, "invalid_reference", "%q is not an absolute path; write file:/folder/model.gguf.", path)
 	}
 	path = filepath.Clean(path)
 	st, err := os.Stat(path)
@@ -56,11 +55,11 @@ func (v *Vendor) Resolve(_ context.Context, req vendor.ResolveRequest) (*vendor.
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fault.New(fault.NotFound, "model_not_found", "There is no file or folder %s; check the path.", path)
+		return nil, fail(vendor.KindNotFound, "model_not_found", "There is no file or folder %s; check the path.", path)
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fault.New(fault.Denied, "model_unreadable", "Apiary may not read %s; check its permissions and those of the folders above it.", path)
+		return nil, fail(vendor.KindDenied, "model_unreadable", "Apiary may not read %s; check its permissions and those of the folders above it.", path)
 	case err != nil:
-		return nil, fault.New(fault.Invalid, "invalid_reference", "%s cannot be looked at: %w", path, err)
+		return nil, fail(vendor.KindInvalid, "invalid_reference", "%s cannot be looked at: %v.", path, err)
 	}
 	files := []string{path}
 	switch {
@@ -71,7 +70,7 @@ func (v *Vendor) Resolve(_ context.Context, req vendor.ResolveRequest) (*vendor.
 			files, err = shardFiles(filepath.Dir(path), s)
 		}
 	default:
-		err = fault.New(fault.Invalid, "not_a_model", "%s is neither a file nor a folder, so it cannot be a model.", path)
+		err = fail(vendor.KindInvalid, "not_a_model", "%s is neither a file nor a folder, so it cannot be a model.", path)
 	}
 	if err != nil {
 		return nil, err
@@ -80,7 +79,7 @@ func (v *Vendor) Resolve(_ context.Context, req vendor.ResolveRequest) (*vendor.
 	for _, f := range files {
 		st, err := os.Stat(f)
 		if err != nil {
-			return nil, fault.New(fault.NotFound, "model_not_found", "%s cannot be looked at; check the path and the permissions.", f)
+			return nil, fail(vendor.KindNotFound, "model_not_found", "%s cannot be looked at; check the path and the permissions.", f)
 		}
 		m.Files = append(m.Files, vendor.File{
 			Path: filepath.Base(f), Role: "weights", Size: st.Size(),
@@ -88,6 +87,10 @@ func (v *Vendor) Resolve(_ context.Context, req vendor.ResolveRequest) (*vendor.
 		})
 	}
 	return m, nil
+}
+
+func fail(kind vendor.Kind, code, format string, args ...any) error {
+	return &vendor.Error{Kind: kind, Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
 // cutPin splits path@<12 hex>.
@@ -130,7 +133,7 @@ func shardFiles(dir string, s shard) ([]string, error) {
 	for i := 1; i <= s.count; i++ {
 		p := filepath.Join(dir, s.name(i))
 		if _, err := os.Stat(p); err != nil {
-			return nil, fault.New(fault.NotFound, "shard_missing", "%s is one of %d files of a split model, and %s is missing beside it; put all of them into one folder.", s.name(s.index), s.count, s.name(i))
+			return nil, fail(vendor.KindNotFound, "shard_missing", "%s is one of %d files of a split model, and %s is missing beside it; put all of them into one folder.", s.name(s.index), s.count, s.name(i))
 		}
 		files = append(files, p)
 	}
@@ -141,7 +144,7 @@ func shardFiles(dir string, s shard) ([]string, error) {
 func inFolder(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, fault.New(fault.Denied, "model_unreadable", "Apiary may not list the folder %s; check its permissions.", dir)
+		return nil, fail(vendor.KindDenied, "model_unreadable", "Apiary may not list the folder %s; check its permissions.", dir)
 	}
 	var models []string // one name a model
 	seen := map[string]bool{}
@@ -161,7 +164,7 @@ func inFolder(dir string) ([]string, error) {
 	}
 	switch len(models) {
 	case 0:
-		return nil, fault.New(fault.NotFound, "model_not_found", "The folder %s holds no .gguf file; give the path of a model.", dir)
+		return nil, fail(vendor.KindNotFound, "model_not_found", "The folder %s holds no .gguf file; give the path of a model.", dir)
 	case 1:
 		if s, ok := parseShard(models[0]); ok {
 			return shardFiles(dir, s)
@@ -173,5 +176,5 @@ func inFolder(dir string) ([]string, error) {
 	if len(list) > maxListed {
 		list, more = list[:maxListed], fmt.Sprintf(" and %d more", len(models)-maxListed)
 	}
-	return nil, fault.New(fault.Invalid, "ambiguous_model", "The folder %s holds %d models, %s%s; name one of them, for example file:%s.", dir, len(models), strings.Join(list, ", "), more, filepath.Join(dir, models[0]))
+	return nil, fail(vendor.KindInvalid, "ambiguous_model", "The folder %s holds %d models, %s%s; name one of them, for example file:%s.", dir, len(models), strings.Join(list, ", "), more, filepath.Join(dir, models[0]))
 }

@@ -1,13 +1,13 @@
 package local
 
 import (
+	"errors"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -57,7 +57,7 @@ func TestResolve(t *testing.T) {
 		for _, form := range []string{"file:", "file://"} {
 			m, err := v.Resolve(t.Context(), vendor.ResolveRequest{Reference: form + ref})
 			if c.code != "" {
-				if e := fault.As(err); e == nil || e.Code != c.code || !strings.Contains(e.Message, c.part) {
+				if e, ok := errors.AsType[*vendor.Error](err); !ok || e.Code != c.code || !strings.Contains(e.Message, c.part) {
 					t.Errorf("%s: %v", c.ref, err)
 				}
 				continue

@@ -11,7 +11,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"fmt"
 	"net/url"
 	"strconv"
 	"strings"
@@ -291,9 +290,15 @@ func (q question) files(body []byte) ([]vendor.File, error) {
 		for i := range files {
 			if files[i].Role == vendor.RoleWeights {
 				n++
-				files[i].Path = fmt.Sprintf("model-%05d-of-%05d.gguf", n, models)
+				files[i].Path = "model-" + five(n) + "-of-" + five(models) + ".gguf"
 			}
 		}
 	}
 	return files, nil
+}
+
+// five writes a number with at least five digits.
+func five(n int) string {
+	text := strconv.Itoa(n)
+	return strings.Repeat("0", max(0, 5-len(text))) + text
 }

@@ -1,0 +1,11 @@
+// Command plugin is the vendor huggingface as a plugin: a program, or a WASM module, from the same source as the one inside apiary.
+package main
+
+import (
+	"github.com/apiary-dev/apiary/plugins/sdk"
+	"github.com/apiary-dev/apiary/vendors/huggingface"
+)
+
+func init() { sdk.Register(huggingface.New()) }
+
+func main() { sdk.Main() }
