@@ -15,6 +15,7 @@ import (
 	"github.com/apiary-dev/apiary/core/npmrc"
 	"github.com/apiary-dev/apiary/core/pip"
 	"github.com/apiary-dev/apiary/core/secret"
+	"github.com/apiary-dev/apiary/core/tool"
 	pluginhost "github.com/apiary-dev/apiary/plugins/host"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 	"github.com/apiary-dev/apiary/vendors/builtin"
@@ -70,7 +71,8 @@ func openStore(o Options, native *nativeExecutable) (*artifact.Store, *pluginhos
 	store, err := artifact.Open(artifact.Options{
 		Home: cfg.Home, Vendors: append(vendors, plugins.Vendors...), Provisioners: append(provisioners(r, host), plugins.Provisioners...),
 		Openers: map[string]vendor.Opener{builtin.Scheme: inside}, Credentials: r.credential,
-		Reserve: cfg.Hive.Reserve.Disk, SelfTest: native.selfTest, HTTP: client, Log: log,
+		Reserve: cfg.Hive.Reserve.Disk, SelfTest: native.selfTest, Tools: plugins.Tools,
+		Runner: tool.New([]string{o.Executable, "exec-child"}), HTTP: client, Log: log,
 	})
 	if err != nil {
 		plugins.Close()

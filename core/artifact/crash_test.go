@@ -19,6 +19,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/folder"
+	"github.com/apiary-dev/apiary/core/process"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 	"github.com/apiary-dev/apiary/vendors/builtin"
 	"github.com/apiary-dev/apiary/vendors/local"
@@ -32,11 +33,20 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	playLauncher()
 	if home := os.Getenv(crashHome); home != "" {
 		os.Exit(crashChild(home))
 	}
 	useMemory()
 	os.Exit(m.Run())
+}
+
+// playLauncher is the launcher exec-child, where this executable is called as it.
+func playLauncher() {
+	if len(os.Args) > 2 && os.Args[1] == "exec-child" {
+		fmt.Fprintln(os.Stderr, process.ExecChild(os.Args[2:]))
+		os.Exit(127)
+	}
 }
 
 // useMemory puts the folders of tests on a file system in memory, where there is a large one. Every test syncs dozens of

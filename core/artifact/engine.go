@@ -3,6 +3,7 @@ package artifact
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -100,6 +101,11 @@ func (s *Store) installed(ctx context.Context, ref string, prov vendor.Provision
 			report(contract.ActionPresent, e.ID+" is installed already", nil)
 			return e.Engine, s.addReference(ctx, &e, ref)
 		}
+		// A reference without a version means the one that it led to, until a person names another one.
+		if id == "" && e.Platform == name && slices.Contains(e.References, ref) {
+			report(contract.ActionPresent, e.ID+" is installed already", nil)
+			return e.Engine, nil
+		}
 		if slices.Contains(e.References, ref) && slices.Contains(e.InsteadOf, name) {
 			report(contract.ActionPresent, e.ID+" is installed already; the build for "+name+" does not work on this machine", nil)
 			return e.Engine, nil
@@ -127,6 +133,9 @@ func (s *Store) install(ctx context.Context, ref string, prov vendor.Provisioner
 	if err := checkPlan(plan); err != nil {
 		return contract.Engine{}, err
 	}
+	if err := s.checkTools(prov, plan); err != nil {
+		return contract.Engine{}, err
+	}
 	unlock, err := s.lock(ctx, "ref-"+hashText("engine:" + plan.Reference)[:32], func() {
 		report("wait", "waiting for another process that installs "+plan.Reference, nil)
 	})
@@ -138,7 +147,7 @@ func (s *Store) install(ctx context.Context, ref string, prov vendor.Provisioner
 		ID: plan.Reference, References: []string{ref}, Name: plan.Name, Version: plan.Version, Platform: plan.Platform, AddedAt: s.now().UTC(),
 	}}
 	if plan.InPlace != "" {
-		return s.installInPlace(ctx, &e, plan, report)
+		return s.installInPlace(ctx, &e, prov, plan, report)
 	}
 	if all, err := s.engines(); err != nil {
 		return contract.Engine{}, err
@@ -148,7 +157,7 @@ func (s *Store) install(ctx context.Context, ref string, prov vendor.Provisioner
 	}
 	got := map[string]fetched{}
 	err = s.withFiles(ctx, s.originOf(prov, nil), plan, plan.Files, got, plan.Name+" "+plan.Version+" for "+plan.Platform, report, func() error {
-		return s.build(ctx, &e, plan, got, report)
+		return s.build(ctx, &e, prov, plan, got, report)
 	})
 	if err != nil {
 		return contract.Engine{}, err
@@ -165,6 +174,9 @@ func checkPlan(plan *vendor.Plan) error {
 	if plan.Reference == "" || !validSegment(plan.Name) || !validSegment(plan.Version) || !validSegment(plan.Platform) {
 		return bad("its name %q, version %q or platform %q cannot be the name of a folder", plan.Name, plan.Version, plan.Platform)
 	}
+	if len(plan.Steps) > maxSteps {
+		return bad("it has %d steps", len(plan.Steps))
+	}
 	if (plan.InPlace == "") != (len(plan.Files) > 0) || len(plan.Files) > 16 || plan.InPlace != "" && !filepath.IsAbs(plan.InPlace) {
 		return bad("it has %d files", len(plan.Files))
 	}
@@ -179,6 +191,11 @@ func checkPlan(plan *vendor.Plan) error {
 	for _, st := range plan.Steps {
 		if plan.InPlace != "" && st.Expect == nil {
 			return bad("it would change a folder that is not Apiary's")
+		}
+		if st.Run != nil {
+			if err := checkRun(st.Run); err != nil {
+				return bad("%v", err)
+			}
 		}
 	}
 	return nil
@@ -213,16 +230,16 @@ func (s *Store) packedLimit(plan *vendor.Plan, file string) int64 {
 }
 
 // build makes the engine's folder, tests it and publishes it.
-func (s *Store) build(ctx context.Context, e *engineEntry, plan *vendor.Plan, got map[string]fetched, report Report) error {
+func (s *Store) build(ctx context.Context, e *engineEntry, prov vendor.Provisioner, plan *vendor.Plan, got map[string]fetched, report Report) error {
 	tmp := s.path("engines", tmpPrefix+hashText(plan.Reference)[:24])
-	if err := os.RemoveAll(tmp); err != nil { // left by a process that died; its lock is ours now
+	if err := removeAll(tmp); err != nil { // left by a process that died; its lock is ours now
 		return err
 	}
 	full := func(err error) error { return s.noSpace(err, "installing the engine "+e.ID, int64(e.SizeBytes)) }
 	if err := os.Mkdir(tmp, 0o755); err != nil {
 		return full(err)
 	}
-	defer func() { _ = os.RemoveAll(tmp) }()
+	defer func() { _ = removeAll(tmp) }()
 	for _, st := range plan.Steps {
 		if err := s.step(ctx, tmp, st, got, report); err != nil {
 			return err
@@ -234,12 +251,20 @@ func (s *Store) build(ctx context.Context, e *engineEntry, plan *vendor.Plan, go
 		return full(err)
 	}
 	e.SizeBytes = contract.Bytes(size)
-	if err := s.selfTest(ctx, e, tmp, report); err != nil {
+	if err := s.selfTest(ctx, e, prov, plan, tmp, report); err != nil {
 		return err
 	}
 	var list []contract.File
 	for _, f := range plan.Files {
 		list = append(list, contract.File{Path: f.Path, SHA256: got[f.Path].sha256})
+	}
+	if slices.ContainsFunc(plan.Steps, func(st vendor.Step) bool { return st.Run != nil }) {
+		// The same sources, built in another way, are another engine.
+		steps, err := json.Marshal(plan.Steps)
+		if err != nil {
+			return err
+		}
+		list = append(list, contract.File{Path: "steps", SHA256: hashText(string(steps))})
 	}
 	e.SHA256 = digestOf(list)
 	if len(plan.Files) == 1 {
@@ -301,6 +326,8 @@ func (s *Store) step(ctx context.Context, dir string, st vendor.Step, got map[st
 		return nil
 	case st.Link != nil:
 		return s.noSpace(link(dir, st.Link), "installing the engine", 0)
+	case st.Run != nil:
+		return s.run(ctx, dir, st.Run, report)
 	case st.Expect != nil:
 		return expect(dir, st.Expect)
 	}
@@ -343,19 +370,29 @@ func expect(dir string, x *vendor.ExpectStep) error {
 	if validPath(x.Path) != nil {
 		return fault.New(fault.Invalid, "bad_plan", "The plan for the engine expects a file with a bad name.")
 	}
-	if st, err := os.Stat(filepath.Join(dir, filepath.FromSlash(x.Path))); err != nil || !st.Mode().IsRegular() {
+	st, err := os.Stat(filepath.Join(dir, filepath.FromSlash(x.Path)))
+	if err != nil || !st.Mode().IsRegular() || x.Executable && st.Mode()&0o111 == 0 {
 		return fault.New(fault.Invalid, "engine_incomplete", "%s", x.Message)
 	}
 	return nil
 }
 
-// selfTest runs the engine's test and notes what it says.
-func (s *Store) selfTest(ctx context.Context, e *engineEntry, dir string, report Report) error {
-	if s.opts.SelfTest == nil {
+// selfTest tests the engine and notes what it says: a program by its version, a library by loading it.
+func (s *Store) selfTest(ctx context.Context, e *engineEntry, prov vendor.Provisioner, plan *vendor.Plan, dir string, report Report) error {
+	spec, err := program(ctx, prov, plan, dir)
+	if err != nil {
+		return err
+	}
+	if spec == nil && s.opts.SelfTest == nil {
 		return nil
 	}
 	report("self-test", "testing "+e.Name+" "+e.Version+" for "+e.Platform, nil)
-	r, err := s.opts.SelfTest(ctx, dir)
+	var r SelfTestReport
+	if spec != nil {
+		r, err = s.testProgram(ctx, spec, dir)
+	} else {
+		r, err = s.opts.SelfTest(ctx, dir)
+	}
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -368,7 +405,7 @@ func (s *Store) selfTest(ctx context.Context, e *engineEntry, dir string, report
 
 // installInPlace tests and lists an engine that stays where it is. Its ID holds the digest of its files, so that a build that
 // was replaced is tested again.
-func (s *Store) installInPlace(ctx context.Context, e *engineEntry, plan *vendor.Plan, report Report) (contract.Engine, error) {
+func (s *Store) installInPlace(ctx context.Context, e *engineEntry, prov vendor.Provisioner, plan *vendor.Plan, report Report) (contract.Engine, error) {
 	for _, st := range plan.Steps {
 		if err := expect(plan.InPlace, st.Expect); err != nil {
 			return contract.Engine{}, err
@@ -387,7 +424,7 @@ func (s *Store) installInPlace(ctx context.Context, e *engineEntry, plan *vendor
 		report(contract.ActionPresent, e.ID+" is listed already", nil)
 		return all[i].Engine, s.addReference(ctx, &all[i], e.References[0])
 	}
-	if err := s.selfTest(ctx, e, plan.InPlace, report); err != nil {
+	if err := s.selfTest(ctx, e, prov, plan, plan.InPlace, report); err != nil {
 		return contract.Engine{}, err
 	}
 	unlock, err := s.lockCatalog(ctx)

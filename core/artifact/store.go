@@ -1,6 +1,7 @@
 // Package artifact turns references into verified files on disk: it asks a vendor or provisioner which files make up a
 // model or an engine, transfers and verifies them, publishes them under APIARY_HOME and lists what is there. It does not
-// decide what is fetched or where it runs, and it starts no process: the engine's self-test is given to it as a function.
+// decide what is fetched or where it runs. The programs of an engine's plan run through core/tool, and the self-test of a library
+// is given to it as a function.
 package artifact
 
 import (
@@ -20,6 +21,7 @@ import (
 	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/core/secret"
+	"github.com/apiary-dev/apiary/core/tool"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -37,8 +39,13 @@ type Options struct {
 	// SelfTest loads the engine in dir in a process of its own and says what it found. An error keeps the engine out of the
 	// catalog. Nil: engines are not tested.
 	SelfTest func(ctx context.Context, dir string) (SelfTestReport, error)
-	HTTP     *http.Client // made by core/egress; nil: one without hosts that the configuration names
-	Log      *slog.Logger // nil: no log
+	// Tools gives the names of the programs that the plans of a provisioner may run. Nil: none.
+	Tools func(p vendor.Provisioner) []string
+	// Runner runs them, and asks engines that are programs for their version. Nil: no plan may run anything, and such engines are
+	// not tested.
+	Runner *tool.Runner
+	HTTP   *http.Client // made by core/egress; nil: one without hosts that the configuration names
+	Log    *slog.Logger // nil: no log
 }
 
 // SelfTestReport is what a working engine says of itself.
@@ -67,6 +74,7 @@ type Store struct {
 	now  func() time.Time
 	// maxQuarantine bounds the bytes in quarantine.
 	maxQuarantine int64
+	builds        builds
 }
 
 // How long things that are not in a catalog are kept.
@@ -90,7 +98,7 @@ func Open(o Options) (*Store, error) {
 	o.MaxFile = cmp.Or(o.MaxFile, defaultMaxFile)
 	s := &Store{
 		home: filepath.Clean(o.Home), opts: o, log: o.Log, client: withTokens(cmp.Or(o.HTTP, egress.NewClient(egress.Options{}))), timing: defaultTiming,
-		at: func(string) {}, free: folder.Free, now: time.Now, maxQuarantine: defaultMaxQuarantine,
+		at: func(string) {}, free: folder.Free, now: time.Now, maxQuarantine: defaultMaxQuarantine, builds: defaultBuilds,
 	}
 	if err := folder.Make(s.home, "blobs/sha256", "partial", "quarantine", "catalog/models", "catalog/engines", "views", "engines"); err != nil {
 		return nil, fmt.Errorf("open artifact store: %w", folder.Full(err, s.home, "the artifact store", 0))
@@ -143,7 +151,7 @@ func (s *Store) sweep() error {
 				continue
 			}
 			s.log.Info("removing a leftover", "path", m)
-			if err := os.RemoveAll(m); err != nil {
+			if err := removeAll(m); err != nil {
 				return err
 			}
 		}

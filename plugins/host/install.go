@@ -42,7 +42,7 @@ var (
 
 // reserved are the schemes that no plugin may take.
 func reserved() []string {
-	return []string{"builtin", "echo", "file", "git", "hf", "http", "https", "npm", "ollama", "path", "pypi", "url"}
+	return []string{"builtin", "echo", "file", "git", "github", "hf", "http", "https", "npm", "ollama", "path", "pypi", "recipe", "url"}
 }
 
 // CheckName says why a new plugin cannot have a name, which is also that of its scheme.

@@ -40,12 +40,21 @@ type Set struct {
 	Problems     []error // of plugins that cannot be used; each names the plugin and says what to do
 
 	running []*Supervisor
+	tools   map[string][]string // by scheme: what plans of its provisioner may run
+}
+
+// Tools returns the names of the programs that the plans of a provisioner of this set may run; none for another one.
+func (s *Set) Tools(p vendor.Provisioner) []string {
+	for _, scheme := range p.Info().Schemes {
+		return s.tools[scheme]
+	}
+	return nil
 }
 
 // OpenSet makes the plugins of a configuration usable. Of one that is not as it was installed, or whose settings are wrong, it says so in
 // Problems, and leaves it out.
 func OpenSet(o SetOptions) (*Set, error) {
-	s := &Set{}
+	s := &Set{tools: map[string][]string{}}
 	if !slices.ContainsFunc(o.Plugins, func(p config.Plugin) bool { return p.Enabled }) {
 		return s, nil
 	}
@@ -114,6 +123,7 @@ func (s *Set) add(o SetOptions, shelf *Shelf, lock *config.Lock, p config.Plugin
 	s.running = append(s.running, running)
 	for _, scheme := range m.Info.Schemes {
 		taken[scheme] = p.Name
+		s.tools[scheme] = p.Grants.Run
 	}
 	on := &checked{running, p, services.Client()}
 	if m.Info.Kind == vendor.KindVendor {

@@ -19,14 +19,17 @@ type Lister interface {
 
 // Launcher is a Provisioner of engines that are servers of their own. Its Info has FeatureLaunch.
 type Launcher interface {
-	// Launch says how to start an installed engine. It is pure: it gets all paths and returns a command.
+	// Launch says how to start an installed engine. It is pure: it gets all paths and returns a command. An engine that is no
+	// program of its own, but a library for the native worker, has a spec without a Path. Before an engine is published the core
+	// runs its program with the one argument --version, in the environment of its spec, and it must end well.
 	Launch(ctx context.Context, req LaunchRequest) (*LaunchSpec, error)
 }
 
 // Pinner is a Provisioner that can tell, without I/O, to which canonical reference a reference leads on a platform. Its Info
 // has FeaturePin. The core asks it before it plans, so that an engine that is installed already needs no network.
 type Pinner interface {
-	// Pin returns the Reference and the Platform that Plan would give, or an error when ref cannot be planned there.
+	// Pin returns the Reference and the Platform that Plan would give, or an error when ref cannot be planned there. The
+	// reference is empty where ref leaves open what only Plan can find out, such as the newest version.
 	Pin(ref string, p Platform) (reference, platform string, err error)
 }
 
@@ -87,14 +90,15 @@ type LinkStep struct {
 }
 
 // RunStep runs one program of the operator's list of allowed tools inside the engine folder, with a clean environment. It
-// needs the grant "run": whoever may run a compiler may run anything.
+// needs the grant "run": whoever may run a compiler may run anything. In Args and Env, {engine} stands for the absolute path of
+// the engine folder, which has another name once the engine is published, and {jobs} for the number of processors.
 type RunStep struct {
 	Tool           string            `json:"tool,omitempty"` // a name without slashes, such as "cmake"
 	Args           []string          `json:"args,omitempty"`
-	Env            map[string]string `json:"env,omitempty"`
-	Dir            string            `json:"dir,omitempty"`     // relative; "": the engine folder
-	Network        bool              `json:"network,omitempty"` // it needs one; otherwise it gets none where the system can withhold it
-	TimeoutSeconds int32             `json:"timeoutSeconds,omitempty"`
+	Env            map[string]string `json:"env,omitempty"`            // PATH, HOME, TMPDIR, LANG and what begins with LD_ are the core's
+	Dir            string            `json:"dir,omitempty"`            // relative; "": the engine folder
+	Network        bool              `json:"network,omitempty"`        // it needs one; otherwise it gets none where the system can withhold it
+	TimeoutSeconds int32             `json:"timeoutSeconds,omitempty"` // 0: 30 minutes; at most 6 hours
 }
 
 // ExpectStep fails the installation with Message unless Path exists as a regular file.
