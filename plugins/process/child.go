@@ -237,7 +237,10 @@ func (c *child) ID() string {
 
 // PluginToHost implements runner.Runner. Without TLS only a socket in the private folder is safe to use.
 func (c *child) PluginToHost(network, address string) (string, string, error) {
+	line, _ := c.handshake.seen()
 	switch {
+	case c.spec.TLS == TLSNone && len(line) > 5 && line[5] != "":
+		return "", "", fault.New(fault.Internal, CodeHandshake, "it answers with a certificate, and its manifest says that it has none")
 	case network == "unix" && strings.HasPrefix(address, c.sockets+string(os.PathSeparator)) && !strings.Contains(address, ".."):
 		return network, address, nil
 	case network == "tcp" && strings.HasPrefix(address, "127.0.0.1:") && c.spec.TLS != TLSNone:

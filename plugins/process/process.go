@@ -5,11 +5,13 @@ package process
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -132,11 +134,20 @@ func (p *Process) connect(ctx context.Context) error {
 	defer cancel()
 	defer context.AfterFunc(ctx, p.child.kill)()
 
+	var secure *tls.Config
+	var extra []string
+	if p.spec.TLS != TLSNone {
+		config, certificate, err := mutualTLS()
+		if err != nil {
+			return err
+		}
+		secure, extra = config, []string{"PLUGIN_CLIENT_CERT=" + certificate}
+	}
 	config := &plugin.ClientConfig{
 		HandshakeConfig:  wire.Handshake(),
 		VersionedPlugins: map[int]plugin.PluginSet{wire.Version: {wire.Name: nil}},
 		AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
-		AutoMTLS:         p.spec.TLS != TLSNone,
+		TLSConfig:        secure,
 		SkipHostEnv:      true,
 		StartTimeout:     2 * p.spec.StartTimeout, // ours comes first, and says more
 		Logger:           hclog.NewNullLogger(),
@@ -149,7 +160,7 @@ func (p *Process) connect(ctx context.Context) error {
 			grpc.WithStreamInterceptor(p.remember),
 		},
 		RunnerFunc: func(_ hclog.Logger, cmd *exec.Cmd, sockets string) (runner.Runner, error) {
-			p.child.prepare(cmd.Env, sockets)
+			p.child.prepare(slices.Concat(cmd.Env, extra), sockets)
 			return p.child, nil
 		},
 	}
@@ -157,8 +168,8 @@ func (p *Process) connect(ctx context.Context) error {
 	if _, err := p.client.Start(); err != nil {
 		return p.startError(ctx, err)
 	}
-	if p.spec.TLS != TLSNone && (config.TLSConfig == nil || config.TLSConfig.RootCAs == nil) {
-		return fault.New(fault.Internal, CodeHandshake, "The plugin %s answered without a certificate; a plugin that has none says tls = \"none\" in its manifest.", p.spec.Name)
+	if secure != nil && secure.RootCAs == nil {
+		return fault.New(fault.Internal, CodeHandshake, "The plugin %s answered without a certificate; a plugin that has none says \"tls\": \"none\" in its manifest, or its block in the configuration tls = \"none\".", p.spec.Name)
 	}
 	client, err := p.client.Client()
 	if err != nil {

@@ -254,6 +254,7 @@ func TestBadStart(t *testing.T) {
 		"version":        {"", CodeVersion, `keeps version "7" of the contract`},
 		"outside":        {TLSNone, CodeHandshake, "not at a socket in"},
 		"no-certificate": {"", CodeHandshake, "without a certificate"},
+		"certificate":    {TLSNone, CodeHandshake, "with a certificate, and its manifest says that it has none"},
 		"mute":           {TLSNone, CodeStartTime, "not ready after 2s"},
 	} {
 		t.Run(mode, func(t *testing.T) {

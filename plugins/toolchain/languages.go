@@ -1,6 +1,7 @@
 package toolchain
 
 import (
+	"archive/zip"
 	"bufio"
 	"bytes"
 	"context"
@@ -126,8 +127,9 @@ func (s *Sources) assemblyScriptModule(ctx context.Context, path string, output 
 // longestShebang is how much of the first line of a script kernels read.
 const longestShebang = 120
 
-// pythonProgram makes one executable file of plugin.py. Its first line names the interpreter of a virtual environment beside it,
-// because a plugin has no environment, and no packages of its user, when it runs.
+// pythonProgram makes one executable file, an archive that Python runs: plugin.py, the other modules of the folder, and the manifest. Its
+// first line names the interpreter of a virtual environment beside it, because a plugin has no environment, and no packages of its
+// user, when it runs.
 func (s *Sources) pythonProgram(ctx context.Context, path string, output io.Writer) error {
 	python := filepath.Join(s.Dir, ".venv", "bin", "python3")
 	line := "#!" + python + " -IB\n"
@@ -143,17 +145,43 @@ func (s *Sources) pythonProgram(ctx context.Context, path string, output io.Writ
 			return err
 		}
 	}
-	if err := s.run(ctx, output, output, nil, python, "-IBc", `compile(open("plugin.py", encoding="utf-8").read(), "plugin.py", "exec")`); err != nil {
-		return err
-	}
-	source, err := os.ReadFile(filepath.Join(s.Dir, "plugin.py"))
+	modules, err := filepath.Glob(filepath.Join(s.Dir, "*.py"))
 	if err != nil {
-		return fmt.Errorf("read the plugin: %w", err)
+		return fmt.Errorf("look for modules in %s: %w", s.Dir, err)
 	}
-	if bytes.HasPrefix(source, []byte("#!")) { // the interpreter of whoever runs it by hand
-		_, source, _ = bytes.Cut(source, []byte("\n"))
+	archive := bytes.NewBufferString(line)
+	z := zip.NewWriter(archive)
+	z.SetOffset(int64(len(line)))
+	for _, file := range append(modules, filepath.Join(s.Dir, "manifest.json")) {
+		name := filepath.Base(file)
+		if strings.HasPrefix(name, "test_") || strings.HasSuffix(name, "_test.py") {
+			continue
+		}
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			return fault.New(fault.Invalid, CodeFailed, "%s of the plugin cannot be read: %w; a plugin in Python has plugin.py and manifest.json.", name, err)
+		}
+		if filepath.Ext(name) == ".py" { // a mistake is found now, and not by the agent
+			check := `import sys; compile(open(sys.argv[1], "rb").read(), sys.argv[1], "exec")`
+			if err := s.run(ctx, output, output, nil, python, "-IBc", check, name); err != nil {
+				return err
+			}
+		}
+		if name == "plugin.py" {
+			name = "__main__.py"
+		}
+		w, err := z.CreateHeader(&zip.FileHeader{Name: name, Method: zip.Deflate}) // without a time
+		if err == nil {
+			_, err = w.Write(raw)
+		}
+		if err != nil {
+			return fmt.Errorf("pack %s: %w", name, err)
+		}
 	}
-	if err := os.WriteFile(path, append([]byte(line), source...), 0o755); err != nil {
+	if err := z.Close(); err != nil {
+		return fmt.Errorf("pack the plugin: %w", err)
+	}
+	if err := os.WriteFile(path, archive.Bytes(), 0o755); err != nil {
 		return fmt.Errorf("write the program: %w", err)
 	}
 	return nil

@@ -51,6 +51,9 @@ func main() {
 	case "outside":
 		fmt.Println("1|1|unix|/var/run/other.sock|grpc|")
 		forever()
+	case "certificate":
+		fmt.Println("1|1|unix|" + socket + "|grpc|" + strings.Repeat("MIIB", 40))
+		forever()
 	case "no-certificate", "mute":
 		l, err := net.Listen("unix", socket)
 		if err != nil {
