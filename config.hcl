@@ -17,6 +17,9 @@ agent {
   # Folder for models, engines, keys and logs. Path. Default: "", the platform's data folder. APIARY_HOME beats it.
   data_dir = ""
 
+  # What this machine is like, for the conditions of deployments. List of labels, 1 to 32 of a-z, 0-9, ".", "_", "-". Default: none.
+  labels = []
+
   # How other machines reach this one, for example "10.0.0.5". Host or address without a port. Default: "", as it listens.
   advertise = ""
 
@@ -282,7 +285,7 @@ worker "llama" {
   # Processor threads. Number up to the cores of the machine; 0: the free cores. Default: 0.
   threads = 0
 
-  # More environment variables for the worker. Object of texts. Default: none.
+  # More environment variables for the worker; `apiary config show` prints their names only. Object of texts. Default: none.
   env = {}
 
   # More arguments for the worker, after Apiary's own. List of texts. Default: none.
@@ -303,6 +306,64 @@ worker "echo" {
 #
 #   # Other names, for clients that insist on one. List of texts. Default: none.
 #   aliases = ["gpt-4o-mini"]
+# }
+#
+# deployment "chat" {
+#   # The model. Name or alias of a block model, or a reference. Text. Required.
+#   model = "smol"
+#
+#   # What runs it. Name of a worker block. Text. Default: "", the first one that can.
+#   worker = "llama"
+#
+#   # Context length. Tokens; 0: as the worker block says. Default: 0.
+#   context = 8192
+#
+#   # Requests that each worker serves at once. Number up to 240; 0: as the worker block says. Default: 0.
+#   slots = 4
+#
+#   # A worker above replicas.min that had nothing to do for this long is ended. Time in whole seconds; "0s" means never. Default: "15m".
+#   idle_ttl = "15m"
+#
+#   # Where alone it may run. List of places, "HIVE" or "HIVE/DEVICE", with the name or the id of the hive. Default: none, anywhere.
+#   pin = ["tower/cuda0"]
+#
+#   # Where memory is short, higher ones go before lower ones. Number from -1000 to 1000. Default: 0.
+#   priority = 10
+#
+#   # More environment variables for its workers, beside those of the worker block. Object of texts. Default: none.
+#   env = {}
+#
+#   # More arguments for its workers, after those of the worker block. List of texts. Default: none.
+#   args = []
+#
+#   # How many workers.
+#   replicas {
+#     # As many at least; 0: only while there are requests. Number up to 1000. Default: 1, or 0 beside per.
+#     min = 1
+#
+#     # As many at most, when requests wait. Number up to 1000; 0: as min, but at least 1. Default: 0.
+#     max = 4
+#
+#     # Instead of min and max: one on each GPU that may be used. Text, "gpu" or "". Default: "".
+#     per = ""
+#   }
+#
+#   # Where: conditions on a device, looked at for each device of each hive.
+#   #
+#   # device.id "cuda0", .kind "cpu", "cuda", "vulkan", "metal" or "rocm", .index, .name, .vendor "nvidia", "amd", "intel" or "apple",
+#   # .driver, .cores, .memory and .free in bytes; hive.name, .id, .labels, .os "linux", .arch "amd64". What is not known is "" or 0.
+#   # Operators && || ! == != < <= > >= + - * / % and C ? A : B; gib(8), mib(512), contains(LIST or TEXT, PART), length(…),
+#   # lower(TEXT), upper(TEXT), startswith(TEXT, PART), endswith(TEXT, PART). Several lines stand in brackets.
+#   place {
+#     # What a device must be. Expression. Default: null, anything.
+#     require = device.kind == "cuda" && device.memory >= gib(8)
+#
+#     # What it is rather to be. Expression. Default: null, nothing.
+#     prefer = hive.name == "tower" || contains(hive.labels, "quiet")
+#
+#     # Over as many hives as there are, instead of filling one device after the other. true or false. Default: true.
+#     spread = true
+#   }
 # }
 #
 # credential "npm" {

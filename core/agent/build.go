@@ -93,7 +93,7 @@ func (a *assembly) buildHive(o Options, n node, m *metrics.Metrics) error {
 		return args
 	}
 	a.hive, err = hive.New(hive.Options{
-		NodeID: n.id, Name: cfg.Agent.Name, Version: o.Version, Address: a.hiveURL, Home: cfg.Home, ClusterKey: n.cluster,
+		NodeID: n.id, Name: cfg.Agent.Name, Labels: cfg.Agent.Labels, Version: o.Version, Address: a.hiveURL, Home: cfg.Home, ClusterKey: n.cluster,
 		Artifacts: store,
 		Launchers: map[string]hive.Launcher{
 			config.AdapterNative: func(_ context.Context, spec contract.WorkerSpawn, _ string) (string, []string, error) {

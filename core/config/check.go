@@ -15,6 +15,7 @@ import (
 type identities struct {
 	blocks map[[2]string]hcl.Range
 	models map[string]hcl.Range // names and aliases of models, which share one space
+	later  []func()             // checks that need everything to be read
 }
 
 // first records a block of that kind and label, or returns where it was given before.
@@ -99,6 +100,8 @@ func (d *decoder) checkElement(c *Config, g *group, b *hclsyntax.Block, bound *b
 			w.Source = ""
 		}
 		w.Source = absoluteReference(w.Source, c.Path)
+	case "deployment":
+		names.later = append(names.later, d.checkDeployment(c, bound, place, lack, empty))
 	case "plugin":
 		d.checkPlugin(&c.Plugins[len(c.Plugins)-1], place, !d.broken && !d.refused(bound, "source"))
 	case credentialBlock:

@@ -41,6 +41,7 @@ type Config struct {
 	Provisioner Provisioners // settings of the provisioners of this build
 	Workers     []Worker     // the file's, in its order, then the built-in kinds that it does not name; the first is the default
 	Models      []Model      // in the file's order
+	Deployments []Deployment // in the file's order
 	Credentials []Credential // of the file; those without a value are left out
 }
 
@@ -49,6 +50,7 @@ type Agent struct {
 	Name      string   // host name unless set
 	Roles     []string // RoleQueen, RoleHive
 	DataDir   string   // Config.Home, once loaded
+	Labels    []string // for the conditions of deployments
 	Advertise string   // host or address at which other machines reach this agent; "": the listen addresses
 	Log       Log
 }

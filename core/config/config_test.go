@@ -95,7 +95,7 @@ func TestFullConfiguration(t *testing.T) {
 	want := defaults()
 	want.Path = "testdata/good/full.hcl"
 	want.Home = filepath.Join(here, "data")
-	want.Agent = Agent{Name: "tower", Roles: []string{"queen"}, Advertise: "10.0.0.5", DataDir: want.Home,
+	want.Agent = Agent{Name: "tower", Roles: []string{"queen"}, Labels: []string{"quiet", "office"}, Advertise: "10.0.0.5", DataDir: want.Home,
 		Log: Log{Level: slog.LevelDebug, Format: "json"}}
 	want.Queen.Listen, want.Queen.Hives, want.Queen.HivesSet = "[::1]:0", []string{"http://10.0.0.5:7835"}, true
 	want.Queen.Limits.Body, want.Queen.Limits.LoadWait, want.Queen.Limits.QueueWait = 64*contract.KiB, time.Hour, 90*time.Second
@@ -114,6 +114,14 @@ func TestFullConfiguration(t *testing.T) {
 	}
 	want.Models = []Model{{Name: "org/smol", Source: "file:" + filepath.Join(here, "models/smol.gguf"), Aliases: []string{"gpt-4o-mini", "Llama3:8b"}}}
 	want.Credentials = []Credential{{Name: "npm", Value: "canary-token", Hosts: []string{"npm.example.org", "127.0.0.1:4873"}}}
+	want.Deployments = []Deployment{
+		{Name: "chat", Model: "gpt-4o-mini", Worker: "gpu", Context: 8192, IdleTTL: 90 * time.Second, Pin: []string{"tower/cuda0", "laptop"}, Priority: -5,
+			Env: map[string]string{"TOKEN": "canary-token", "LANG": "C"}, Args: []string{"--b"}, Replicas: Replicas{Min: 2, Max: 4},
+			Place: Place{Require: contract.Expression{Text: `(device.kind == "cuda" && device.memory >= gib(8))`, At: "full.hcl:95"},
+				Prefer: contract.Expression{Text: `contains(hive.labels, "quiet")`, At: "full.hcl:99"}}},
+		{Name: "everywhere", Model: "builtin:stories260k", IdleTTL: 15 * time.Minute, Replicas: Replicas{Per: "gpu"}, Place: Place{Spread: true}},
+		{Name: "hello", Model: "echo:hello", IdleTTL: 15 * time.Minute, Replicas: Replicas{Min: 1}, Place: Place{Spread: true}},
+	}
 	if d := cmp.Diff(want, c, cmpopts.IgnoreUnexported(Config{}, Plugin{})); d != "" {
 		t.Error(d)
 	}
@@ -226,7 +234,7 @@ func TestShippedFileIsComplete(t *testing.T) {
 		}
 		return strings.Join(out, " ")
 	}
-	kinds := regexp.MustCompile(`Text|List|Path|Host|One of|Time|Number|Fraction|Amount|First and last|true or false|URL|Reference|Tokens|Object|As above`)
+	kinds := regexp.MustCompile(`Text|List|Path|Host|One of|Time|Number|Fraction|Amount|First and last|true or false|URL|Reference|Tokens|Object|Expression|As above`)
 	defaultSaid := regexp.MustCompile(`Default: |Required`)
 	var walk func(b *block, body *hclsyntax.Body, path string, partial bool)
 	walk = func(b *block, body *hclsyntax.Body, path string, partial bool) {

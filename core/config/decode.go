@@ -42,7 +42,13 @@ func parse(src []byte, name, path string, env func(string) (string, bool)) (*Con
 		c.Workers = complete(c.Workers, builtinWorkers(), workerName)
 		c.Vendors = complete(c.Vendors, builtinVendors(), vendorName)
 		c.Credentials = slices.DeleteFunc(c.Credentials, func(k Credential) bool { return k.Value == "" })
+		for _, check := range names.later {
+			check()
+		}
 		d.check(c)
+		if len(d.diags) == 0 {
+			d.checkShared(c)
+		}
 		if path != "" {
 			_, c.Hive.ListenSet = d.at[&c.Hive.Listen]
 			_, c.Queen.HivesSet = d.at[&c.Queen.Hives]
@@ -132,6 +138,10 @@ func (d *decoder) body(body *hclsyntax.Body, b *block, labelled func(*group, *hc
 
 // option evaluates an attribute and stores it. null is as if it were not there.
 func (d *decoder) option(a *hclsyntax.Attribute, o option) {
+	if o.expression != nil {
+		d.condition(a, o)
+		return
+	}
 	v, diags := a.Expr.Value(d.eval)
 	foreign := isForeign(a.Expr)
 	if diags.HasErrors() {
@@ -187,6 +197,11 @@ func (d *decoder) unknownBlock(inner *hclsyntax.Block, b *block) {
 
 // hint suggests a name of b that is close to name, or else says where name belongs.
 func (d *decoder) hint(name string, b *block) string {
+	for _, inner := range b.blocks {
+		if slices.Contains(inner.names(), name) {
+			return fmt.Sprintf(" It belongs in the block %q.", inner.name)
+		}
+	}
 	if s := suggest(name, b.names()); s != "" {
 		return s
 	}
@@ -228,9 +243,11 @@ func (b *block) places(name, path string) []string {
 		out = append(out, s.places(name, p)...)
 	}
 	for _, g := range b.groups {
-		if s, _ := g.open("name"); slices.Contains(s.names(), name) {
+		s, _ := g.open("name")
+		if slices.Contains(s.names(), name) {
 			out = append(out, g.name)
 		}
+		out = append(out, s.places(name, g.name)...)
 	}
 	return out
 }

@@ -107,12 +107,12 @@ var (
 )
 
 // excerpt prepares a line of the file to be shown. In a block with a secret, values are hidden, but for the list of
-// hosts and calls of env and file; a line that assigns to "value" is treated so everywhere, because a file that does not
-// parse has no blocks.
+// hosts and calls of env and file; a line that assigns to "value" or "env" is treated so everywhere, because a file that does
+// not parse has no blocks.
 func excerpt(line string, secret bool) string {
 	line = strings.TrimRight(line, "\r")
 	if m := assignment.FindStringSubmatch(line); m != nil {
-		if (secret && m[2] != "hosts" || m[2] == "value") && !callPattern.MatchString(strings.TrimSpace(m[3])) {
+		if (secret && m[2] != "hosts" || m[2] == "value" || m[2] == "env") && !callPattern.MatchString(strings.TrimSpace(m[3])) {
 			line = m[1] + "***"
 		}
 	} else if secret && strings.TrimSpace(line) != "" {

@@ -26,6 +26,10 @@ type option struct {
 	// set stores a value that is known and not null. errType stands for the sentence in need; another error is shown itself.
 	set func(cty.Value) error
 	get func() cty.Value
+	// expression is set where the attribute is kept as an expression instead of a value; set is nil then.
+	expression *contract.Expression
+	// hidden says that get does not give what is really there.
+	hidden bool
 }
 
 // errType says that a value has the wrong type.
@@ -143,9 +147,12 @@ func asNumber(v cty.Value) (*big.Float, error) {
 	return n.AsBigFloat(), nil
 }
 
-// whole is a whole number of things from lo to hi.
+// whole is a whole number from lo to hi, of things where it counts some.
 func whole(name, things string, example int, p *int, lo, hi int) option {
-	return option{name: name, field: p, need: fmt.Sprintf("A number of %s is needed, for example %d.", things, example),
+	if things != "" {
+		things = " of " + things
+	}
+	return option{name: name, field: p, need: fmt.Sprintf("A number%s is needed, for example %d.", things, example),
 		set: func(v cty.Value) error {
 			f, err := asNumber(v)
 			if err != nil {
@@ -153,7 +160,7 @@ func whole(name, things string, example int, p *int, lo, hi int) option {
 			}
 			n, exact := f.Int64()
 			if exact != big.Exact || n < int64(lo) || n > int64(hi) {
-				return fmt.Errorf("a whole number of %s from %d to %d is needed, for example %d", things, lo, hi, example)
+				return fmt.Errorf("a whole number%s from %d to %d is needed, for example %d", things, lo, hi, example)
 			}
 			*p = int(n)
 			return nil
@@ -394,9 +401,9 @@ func textList(s []string) cty.Value {
 	return cty.TupleVal(out)
 }
 
-// textMap is an object of texts.
-func textMap(name, need string, p *map[string]string, check func(key, value string) error) option {
-	return option{name: name, field: p, need: need, tells: true,
+// secretMap is an object of texts that may be secrets: only the names are shown.
+func secretMap(name, need string, p *map[string]string, check func(key, value string) error) option {
+	return option{name: name, field: p, need: need, tells: true, hidden: true,
 		set: func(v cty.Value) error {
 			if !v.Type().IsObjectType() && !v.Type().IsMapType() {
 				return errType
@@ -420,8 +427,8 @@ func textMap(name, need string, p *map[string]string, check func(key, value stri
 		},
 		get: func() cty.Value {
 			out := map[string]cty.Value{}
-			for k, s := range *p {
-				out[k] = cty.StringVal(s)
+			for k := range *p {
+				out[k] = cty.StringVal("***")
 			}
 			return cty.ObjectVal(out)
 		}}
@@ -441,6 +448,7 @@ func foreignSecret(name string, p *secret.Secret) option {
 			*p = secret.Secret(s)
 			return nil
 		},
+		hidden: true,
 		get: func() cty.Value {
 			if *p == "" {
 				return cty.NullVal(cty.String)

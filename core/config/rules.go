@@ -58,6 +58,14 @@ func checkAgentName(s string) error {
 	return nil
 }
 
+// checkLabel is a name of S13, and short: all labels of an agent travel together.
+func checkLabel(s string) error {
+	if len(s) > 32 || checkName(s) != nil {
+		return fmt.Errorf("%q is not a label; it has 1 to 32 of a-z, 0-9, \".\", \"_\" and \"-\" and begins with a letter or a digit", s)
+	}
+	return nil
+}
+
 func checkRole(s string) error {
 	if s != RoleQueen && s != RoleHive {
 		return fmt.Errorf("%q is not a role; the roles are \"queen\" and \"hive\".%s", s, suggest(s, []string{RoleQueen, RoleHive}))

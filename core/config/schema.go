@@ -21,7 +21,7 @@ const (
 func schema(c *Config) *block {
 	return &block{
 		blocks: []*block{agentSchema(&c.Agent), queenSchema(&c.Queen), hiveSchema(&c.Hive)},
-		groups: []*group{pluginGroup(c), vendorGroup(c), provisionerGroup(c), workerGroup(c), modelGroup(c), credentialGroup(c)},
+		groups: []*group{pluginGroup(c), vendorGroup(c), provisionerGroup(c), workerGroup(c), modelGroup(c), deploymentGroup(c), credentialGroup(c)},
 	}
 }
 
@@ -31,6 +31,7 @@ func agentSchema(a *Agent) *block {
 			text("name", `A name is needed, for example "tower".`, &a.Name, checkAgentName),
 			list("roles", `A list of roles is needed, for example ["queen", "hive"].`, &a.Roles, checkRole),
 			text("data_dir", `A folder is needed, for example "/var/lib/apiary".`, &a.DataDir, checkPath),
+			list("labels", `A list of labels is needed, for example ["quiet", "office"].`, &a.Labels, checkLabel),
 			text("advertise", `A host name or an address is needed, for example "10.0.0.5".`, &a.Advertise, checkHost),
 		},
 		blocks: []*block{{name: "log", options: []option{
@@ -187,7 +188,7 @@ func workerSchema(c *Config, w *Worker) *block {
 		whole("context", "tokens", 8192, &w.Context, 0, 1<<24),
 		whole("slots", "slots", 4, &w.Slots, 0, contract.MaxSlots),
 		whole("threads", "threads", 8, &w.Threads, 0, 4096),
-		textMap("env", `An object of texts is needed, for example { LANG = "C.UTF-8" }.`, &w.Env, checkEnv),
+		secretMap("env", `An object of texts is needed, for example { LANG = "C.UTF-8" }.`, &w.Env, checkEnv),
 		ordered("args", `A list of arguments is needed, for example ["--verbose"].`, &w.Args, checkArg),
 	}}
 }
@@ -209,9 +210,13 @@ func workerGroup(c *Config) *group {
 
 func modelSchema(c *Config, m *Model) *block {
 	return &block{name: "model", label: m.Name, options: []option{
-		text("source", `A reference to a model is needed, for example "builtin:stories260k".`, &m.Source, checkScheme(c, "model", "builtin", "file", "hf", "pypi", "ollama", "https", "http", "url", "echo")),
+		text("source", `A reference to a model is needed, for example "builtin:stories260k".`, &m.Source, modelReference(c)),
 		list("aliases", `A list of names is needed, for example ["gpt-4o-mini"].`, &m.Aliases, checkAlias),
 	}}
+}
+
+func modelReference(c *Config) func(string) error {
+	return checkScheme(c, "model", "builtin", "file", "hf", "pypi", "ollama", "https", "http", "url", "echo")
 }
 
 func modelGroup(c *Config) *group {

@@ -44,6 +44,10 @@ func showBody(body *hclwrite.Body, b *block, notes map[any]string) {
 		if note := notes[o.field]; note != "" {
 			body.AppendUnstructuredTokens(hclwrite.Tokens{{Type: hclsyntax.TokenComment, Bytes: []byte("# " + note + "\n")}})
 		}
+		if o.expression != nil {
+			body.SetAttributeRaw(o.name, showCondition(o.expression))
+			continue
+		}
 		body.SetAttributeValue(o.name, o.get())
 	}
 	for _, inner := range b.all() {

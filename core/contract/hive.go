@@ -25,6 +25,9 @@ const MaxHiveBeat = 1200
 type Inventory struct {
 	HiveID  string   `json:"hive_id"`
 	Digest  string   `json:"digest"`
+	Labels  []string `json:"labels,omitempty"` // agent.labels
+	OS      string   `json:"os,omitempty"`     // as Go calls it: "linux", "darwin"
+	Arch    string   `json:"arch,omitempty"`   // "amd64", "arm64"
 	Devices []Device `json:"devices"`
 	Models  []Model  `json:"models"`
 	Engines []Engine `json:"engines"`

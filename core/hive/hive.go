@@ -50,6 +50,7 @@ type Launcher func(ctx context.Context, spec contract.WorkerSpawn, engineDir str
 type Options struct {
 	NodeID     string
 	Name       string
+	Labels     []string // of the configuration, for the conditions of deployments
 	Version    string
 	Address    string // base URL under which queens reach this hive; workers listen on its host
 	Home       string // APIARY_HOME, absolute

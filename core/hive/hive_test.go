@@ -3,6 +3,7 @@ package hive
 import (
 	"encoding/json"
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -66,6 +67,7 @@ func TestOpenAndClosedPaths(t *testing.T) {
 func TestBeatAndInventory(t *testing.T) {
 	t.Parallel()
 	a := serve(t, func(o *Options) {
+		o.Labels = []string{"quiet"}
 		o.Name, o.Version, o.Address = strings.Repeat("<\"é", 100), strings.Repeat("9", 300), "http://127.0.0.1/"+strings.Repeat("x", 300)
 	})
 	var first, second contract.HiveBeat
@@ -85,7 +87,8 @@ func TestBeatAndInventory(t *testing.T) {
 	}
 	var inv contract.Inventory
 	a.get("/v1/inventory", &inv)
-	if inv.Digest != second.InventoryDigest || len(inv.Models) != 1 || len(inv.Engines) != 1 || inv.HiveID != a.hive.opts.NodeID {
+	if inv.Digest != second.InventoryDigest || len(inv.Models) != 1 || len(inv.Engines) != 1 || inv.HiveID != a.hive.opts.NodeID ||
+		!slices.Equal(inv.Labels, []string{"quiet"}) || inv.OS != runtime.GOOS || inv.Arch != runtime.GOARCH {
 		t.Errorf("inventory %+v", inv)
 	}
 	if ids := []string{inv.Devices[0].ID, inv.Devices[1].ID}; !slices.Equal(ids, []string{"cpu0", "vulkan0"}) {

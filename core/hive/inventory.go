@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -67,7 +68,8 @@ func merged(system []contract.Device, engines []contract.Engine) []contract.Devi
 
 // inventory is all that the hive holds. Its digest leaves out what changes by itself.
 func (h *Hive) inventory(ctx context.Context) (contract.Inventory, error) {
-	inv := contract.Inventory{HiveID: h.opts.NodeID, Models: []contract.Model{}, Engines: []contract.Engine{}}
+	inv := contract.Inventory{HiveID: h.opts.NodeID, Labels: h.opts.Labels, OS: runtime.GOOS, Arch: runtime.GOARCH,
+		Models: []contract.Model{}, Engines: []contract.Engine{}}
 	models, err := h.opts.Artifacts.Models()
 	if err != nil {
 		return inv, fmt.Errorf("list models: %w", err)

@@ -30,7 +30,8 @@ func TestDocumentMatchesTypes(t *testing.T) {
 	for name, v := range map[string]any{"WorkerView": contract.WorkerView{}, "HiveView": contract.HiveView{}, "ModelView": contract.ModelView{},
 		"Status": contract.Status{}, "ClusterView": contract.ClusterView{}, "Heartbeat": contract.Heartbeat{}, "HeartbeatReply": contract.HeartbeatReply{},
 		"WorkerExit": contract.WorkerExit{}, "WorkerInfo": contract.WorkerInfo{}, "Removed": removed{}, "Job": contract.Job{}, "Narration": contract.Narration{},
-		"WorkerSpawned": contract.WorkerSpawned{}, "WorkerDeleted": contract.WorkerDeleted{}, "Process": contract.Process{}, "ErrorBody": contract.ErrorBody{}} {
+		"WorkerSpawned": contract.WorkerSpawned{}, "WorkerDeleted": contract.WorkerDeleted{}, "Process": contract.Process{}, "ErrorBody": contract.ErrorBody{},
+		"Deployment": contract.Deployment{}, "Replicas": contract.Replicas{}, "PlacementRule": contract.PlacementRule{}, "Expression": contract.Expression{}} {
 		doc.Fields(t, name, v)
 	}
 }

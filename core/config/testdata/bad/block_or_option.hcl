@@ -10,6 +10,6 @@ agent {
   log = "info"
 }
 
-deployment "chat" {
+fleet "chat" {
   model = "smol"
 }

@@ -2,6 +2,7 @@ agent {
   name      = "tower"
   roles     = ["queen"]
   advertise = "10.0.0.5"
+  labels    = ["quiet", "office"]
   data_dir  = "data"
   log {
     level  = "debug"
@@ -74,4 +75,42 @@ credential "npm" {
 credential "absent" {
   value = env("UNSET")
   hosts = ["npm.example.org"]
+}
+
+deployment "chat" {
+  model    = "gpt-4o-mini"
+  worker   = "gpu"
+  context  = 8192
+  slots    = env("UNSET")
+  idle_ttl = "90s"
+  pin      = ["tower/cuda0", "laptop"]
+  priority = -5
+  env      = { TOKEN = file("token"), LANG = "C" }
+  args     = ["--b"]
+  replicas {
+    min = 2
+    max = 4
+  }
+  place {
+    require = (
+      device.kind == "cuda" && # the fast one
+      device.memory>=gib( 8 )
+    )
+    prefer = contains(hive.labels, "quiet")
+    spread = false
+  }
+}
+
+deployment "everywhere" {
+  model = "builtin:stories260k"
+  replicas {
+    per = "gpu"
+  }
+  place {
+    require = null
+  }
+}
+
+deployment "hello" {
+  model = "echo:hello"
 }
