@@ -18,6 +18,7 @@ var defaultConfig []byte
 //
 //go:embed go.mod go.sum
 //go:embed plugins/vendor/*.go plugins/sdk/*.go plugins/sdk/wire/*.go plugins/proto/*.go plugins/proto/*/*.go plugins/proto/*/*.proto
+//go:embed examples/plugin-go/testdata/*.json examples/plugin-rust/testdata/*.json examples/plugin-assemblyscript/testdata/*.json examples/plugin-c/testdata/*.json
 //go:embed examples/plugin-go/*.go examples/plugin-go/README.md examples/plugin-go/.gitignore
 //go:embed examples/plugin-rust/src/*.rs examples/plugin-rust/Cargo.toml examples/plugin-rust/Cargo.lock
 //go:embed examples/plugin-rust/manifest.json examples/plugin-rust/README.md examples/plugin-rust/.gitignore

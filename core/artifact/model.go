@@ -57,7 +57,7 @@ func (s *Store) pullModel(ctx context.Context, ref string, report Report) (contr
 	if err != nil {
 		return contract.Model{}, pluginhost.Fault(err)
 	}
-	if err := s.checkManifest(man, v); err != nil {
+	if err := checkManifest(man, v.Info()); err != nil {
 		return contract.Model{}, err
 	}
 	m := contract.Model{Vendor: v.Info().Name, Format: man.Format, AddedAt: s.now().UTC()}
@@ -128,55 +128,13 @@ func (s *Store) schemes() string {
 	return strings.Join(all, ", ")
 }
 
-// checkManifest refuses what a vendor may not say.
-func (s *Store) checkManifest(man *vendor.Manifest, v vendor.Vendor) error {
-	bad := func(format string, args ...any) error {
-		return fault.New(fault.Invalid, "bad_manifest", "The vendor %s gave a description of the model that is not valid: %s; report this to its maker.", v.Info().Name, fmt.Sprintf(format, args...))
-	}
-	if man.Reference == "" || len(man.Files) == 0 || len(man.Files) > maxFiles {
-		return bad("it has no reference, or %d files", len(man.Files))
+// checkManifest refuses what a vendor may not say, and what cannot be run.
+func checkManifest(man *vendor.Manifest, by vendor.Info) error {
+	if err := CheckManifest(man, by); err != nil {
+		return err
 	}
 	if man.Format != "gguf" {
 		return fault.New(fault.Invalid, "unsupported_format", "%s has the format %q; this version of Apiary runs models in the format GGUF.", man.Reference, man.Format)
-	}
-	names := map[string]bool{}
-	local, weights := inPlace(man), false
-	for _, f := range man.Files {
-		if len(f.Sources) == 0 {
-			return bad("%q has no source", f.Path)
-		}
-		if !validDigests(f) {
-			return bad("%q has a malformed digest", f.Path)
-		}
-		if !slices.Contains([]string{"", vendor.RoleWeights, vendor.RoleProjector, vendor.RoleTokenizer, vendor.RoleConfig, vendor.RoleTemplate, vendor.RoleLicense}, f.Role) {
-			return bad("%q has the unknown role %q", f.Path, f.Role)
-		}
-		weights = weights || isWeights(f.Role)
-		if l := s.limit(f); l == maxSideFile && f.Size > l {
-			return bad("%q has %s, which is too much for a file without weights", f.Path, contract.Bytes(f.Size))
-		}
-		if f.Member != nil {
-			if err := checkMember(f.Member); err != nil {
-				return bad("%v", err)
-			}
-		}
-		if local {
-			if !slices.Contains(v.Info().Schemes, "file") {
-				return bad("it names files of this machine, which only the vendor of file: may")
-			}
-			continue // the user's own names, never used to make a file
-		}
-		if err := validPath(f.Path); err != nil {
-			return bad("%v", err)
-		}
-		if key := strings.ToLower(f.Path); names[key] {
-			return bad("it has %q twice", f.Path)
-		} else {
-			names[key] = true
-		}
-	}
-	if !weights {
-		return bad("it has no weights")
 	}
 	return nil
 }
@@ -186,11 +144,13 @@ func isWeights(role string) bool { return role == "" || role == vendor.RoleWeigh
 
 // limit is the most that a file of a model may have whose size nobody has promised. What holds no weights never has more.
 func (s *Store) limit(f vendor.File) int64 {
-	if isWeights(f.Role) || f.Role == vendor.RoleProjector {
+	if mayBeLarge(f) {
 		return int64(s.opts.MaxFile)
 	}
 	return maxSideFile
 }
+
+func mayBeLarge(f vendor.File) bool { return isWeights(f.Role) || f.Role == vendor.RoleProjector }
 
 // weightsFirst returns the files with the weights, of which an engine is told the first one, before the others.
 func weightsFirst(files []vendor.File) []vendor.File {

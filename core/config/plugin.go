@@ -162,6 +162,15 @@ func (p *Plugin) Values(s vendor.Schema) (json.RawMessage, error) {
 	return json.Marshal(root.values())
 }
 
+// PluginWith is a plugin whose block config holds body, for the tests of its settings. What is wrong in body comes as Diagnostics.
+func PluginWith(body string) (*Plugin, error) {
+	c, diags := parse([]byte("plugin \"test\" {\n  source = \"test\"\n  config {\n"+body+"\n}\n}\n"), "settings", "", func(string) (string, bool) { return "", false })
+	if len(diags) > 0 {
+		return nil, diags
+	}
+	return &c.Plugins[0], nil
+}
+
 // CheckSchema says why a block config cannot be decoded by s: its names, types, defaults and bounds.
 func CheckSchema(s vendor.Schema) error {
 	n := 0

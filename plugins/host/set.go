@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/config"
+	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/secret"
 	"github.com/apiary-dev/apiary/plugins/process"
@@ -20,8 +21,8 @@ import (
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
-// compileTime is how long the process of a WASM plugin may take to start: the first time it compiles the module.
-const compileTime = time.Minute
+// CompileTime is how long the process of a WASM plugin may take to start: the first time it compiles the module.
+const CompileTime = time.Minute
 
 // SetOptions say which plugins to use, and with what.
 type SetOptions struct {
@@ -116,8 +117,8 @@ func (s *Set) add(o SetOptions, shelf *Shelf, lock *config.Lock, p config.Plugin
 	}
 	if transport == config.TransportWASM {
 		spec.Path, spec.SHA256, spec.ExecChild = o.Executable, "", nil
-		spec.StartTimeout = compileTime
-		spec.Args = []string{"plugin-host", "--wasm", shelf.Path(digest), "--sha256", digest, "--cache", shelf.CacheDir(), "--memory", strconv.FormatInt(int64(p.Grants.Memory), 10)}
+		spec.StartTimeout = CompileTime
+		spec.Args = ModuleArgs(shelf.Path(digest), digest, shelf.CacheDir(), p.Grants.Memory)
 	}
 	running := NewSupervisor(p.Name, 0, o.Log, func(ctx context.Context) (Instance, error) { return start(ctx, spec, m.Info, string(values)) })
 	s.running = append(s.running, running)
@@ -132,6 +133,11 @@ func (s *Set) add(o SetOptions, shelf *Shelf, lock *config.Lock, p config.Plugin
 		s.Provisioners = append(s.Provisioners, Provisioner(on, m.Info))
 	}
 	return nil
+}
+
+// ModuleArgs are the arguments with which Apiary's own program becomes the process of the module at path; cache is a private folder.
+func ModuleArgs(path, digest, cache string, memory contract.Bytes) []string {
+	return []string{"plugin-host", "--wasm", path, "--sha256", digest, "--cache", cache, "--memory", strconv.FormatInt(int64(memory), 10)}
 }
 
 // start runs a plugin, sees that it is the one that was installed, and gives it its settings.
@@ -205,8 +211,7 @@ func (s *Set) Close() {
 	}
 }
 
-// checked looks at what a plugin answers before the core acts on it: files may come only from where the plugin may go itself, with
-// the credentials that it may use.
+// checked looks at what a plugin answers before the core acts on it.
 type checked struct {
 	vendor.Invoker
 	plugin config.Plugin
@@ -216,11 +221,21 @@ type checked struct {
 // Invoke implements vendor.Invoker.
 func (c *checked) Invoke(ctx context.Context, method string, request []byte) ([]byte, error) {
 	reply, err := c.Invoker.Invoke(ctx, method, request)
+	if err == nil {
+		err = CheckAnswer(c.plugin.Name, c.plugin.Grants, method, reply)
+	}
 	if err != nil {
 		return nil, err
 	}
+	return reply, nil
+}
+
+// CheckAnswer holds what a plugin answered against what it was granted: files may come only from where the plugin may go itself, with
+// the credentials that it may use, and steps run only the tools that it may run. The error is an *Error of KindDenied.
+func CheckAnswer(name string, g config.Grants, method string, reply []byte) error {
 	var files []vendor.File
 	var steps []vendor.Step
+	var err error
 	switch method {
 	case vendor.MethodResolve:
 		files, err = filesOf(reply, func(m *vendor.Manifest) []vendor.File { return m.Files })
@@ -236,22 +251,22 @@ func (c *checked) Invoke(ctx context.Context, method string, request []byte) ([]
 		})
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, f := range files {
 		for _, src := range f.Sources {
-			if err := c.source(src); err != nil {
-				return nil, err
+			if err := checkSource(name, g, src); err != nil {
+				return err
 			}
 		}
 	}
 	for _, st := range steps {
-		if st.Run != nil && !slices.Contains(c.plugin.Grants.Run, st.Run.Tool) {
-			return nil, &vendor.Error{Kind: vendor.KindDenied, Code: "tool_not_granted",
-				Message: fmt.Sprintf("The plugin %s wanted to run %q, which was not granted; add it to grants.run of the plugin if it may.", c.plugin.Name, short(st.Run.Tool))}
+		if st.Run != nil && !slices.Contains(g.Run, st.Run.Tool) {
+			return &vendor.Error{Kind: vendor.KindDenied, Code: "tool_not_granted",
+				Message: fmt.Sprintf("The plugin %s wanted to run %q, which was not granted; add it to grants.run of the plugin if it may.", name, short(st.Run.Tool))}
 		}
 	}
-	return reply, nil
+	return nil
 }
 
 // filesOf reads a reply as a T and takes the files out of it.
@@ -263,19 +278,19 @@ func filesOf[T any](reply []byte, files func(*T) []vendor.File) ([]vendor.File, 
 	return files(m), nil
 }
 
-func (c *checked) source(src vendor.Source) error {
+func checkSource(name string, g config.Grants, src vendor.Source) error {
 	u, err := url.Parse(src.URL)
-	if err != nil || u.Scheme != "https" && !(u.Scheme == "http" && Granted(c.plugin.Grants.Private, u)) || !Granted(c.plugin.Grants.HTTP, u) {
+	if err != nil || u.Scheme != "https" && !(u.Scheme == "http" && Granted(g.Private, u)) || !Granted(g.HTTP, u) {
 		where := "an address that is none"
 		if err == nil {
 			where = redacted(u)
 		}
 		return &vendor.Error{Kind: vendor.KindDenied, Code: CodeNotGranted,
-			Message: fmt.Sprintf("The plugin %s wants a file fetched from %s, which was not granted; add the host to grants.http of the plugin if it may.", c.plugin.Name, where)}
+			Message: fmt.Sprintf("The plugin %s wants a file fetched from %s, which was not granted; add the host to grants.http of the plugin if it may.", name, where)}
 	}
-	if src.Credential != "" && !slices.Contains(c.plugin.Grants.Credentials, src.Credential) {
+	if src.Credential != "" && !slices.Contains(g.Credentials, src.Credential) {
 		return &vendor.Error{Kind: vendor.KindDenied, Code: "credential_not_granted",
-			Message: fmt.Sprintf("The plugin %s wants the credential %q used, which was not granted; add it to grants.credentials of the plugin if it may.", c.plugin.Name, short(src.Credential))}
+			Message: fmt.Sprintf("The plugin %s wants the credential %q used, which was not granted; add it to grants.credentials of the plugin if it may.", name, short(src.Credential))}
 	}
 	return nil
 }

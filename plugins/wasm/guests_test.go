@@ -110,7 +110,7 @@ func (g guest) sourceDigest(t *testing.T) string {
 	t.Helper()
 	h := sha256.New()
 	err := filepath.WalkDir(g.sources, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() && d.Name() == "target" {
+		if err != nil || d.IsDir() && (d.Name() == "target" || d.Name() == "testdata") {
 			return fs.SkipDir
 		}
 		switch filepath.Ext(path) {

@@ -20,6 +20,9 @@ import (
 // Scheme is the scheme of local references and of the URLs of their files.
 const Scheme = "file"
 
+// maxPath is the longest path, in bytes.
+const maxPath = 4096
+
 // maxListed bounds how many names of a folder an error message lists.
 const maxListed = 8
 
@@ -43,6 +46,9 @@ func (v *Vendor) Resolve(_ context.Context, req vendor.ResolveRequest) (*vendor.
 	path := strings.TrimPrefix(req.Reference, Scheme+":")
 	if rest, ok := strings.CutPrefix(path, "//"); ok { // file:///path
 		path = "/" + strings.TrimLeft(rest, "/")
+	}
+	if len(path) > maxPath {
+		return nil, fail(vendor.KindInvalid, "invalid_reference", "The path of the model has more than %d bytes, which no path has; write file:/folder/model.gguf.", maxPath)
 	}
 	if strings.ContainsRune(path, 0) || !filepath.IsAbs(path) {
 		return nil, fail(vendor.KindInvalid, "invalid_reference", "%q is not an absolute path; write file:/folder/model.gguf.", path)

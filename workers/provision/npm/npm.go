@@ -222,7 +222,7 @@ func (p *Provisioner) ask(ctx context.Context, url, accept string, pkg pkgRef, v
 		return false, failed(vendor.KindExhausted, "answer_too_large", "What the package registry answered for %s has more than %d MiB, which no description of a package has; check that the configured address is a registry.", pkg.name(), maxDocument>>20)
 	}
 	if err := json.Unmarshal(res.Body, v); err != nil {
-		return false, failed(vendor.KindUnavailable, "registry_garbage", "What the package registry answered for %s is not the description of a package; check that the configured address is a registry: %w", pkg.name(), err)
+		return false, failed(vendor.KindUnavailable, "registry_garbage", "What the package registry answered for %s is not the description of a package (%v); check that the configured address is a registry.", pkg.name(), err)
 	}
 	return true, nil
 }
