@@ -377,32 +377,6 @@ func expect(dir string, x *vendor.ExpectStep) error {
 	return nil
 }
 
-// selfTest tests the engine and notes what it says: a program by its version, a library by loading it.
-func (s *Store) selfTest(ctx context.Context, e *engineEntry, prov vendor.Provisioner, plan *vendor.Plan, dir string, report Report) error {
-	spec, err := program(ctx, prov, plan, dir)
-	if err != nil {
-		return err
-	}
-	if spec == nil && s.opts.SelfTest == nil {
-		return nil
-	}
-	report("self-test", "testing "+e.Name+" "+e.Version+" for "+e.Platform, nil)
-	var r SelfTestReport
-	if spec != nil {
-		r, err = s.testProgram(ctx, spec, dir)
-	} else {
-		r, err = s.opts.SelfTest(ctx, dir)
-	}
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if err != nil {
-		return fault.New(fault.Unavailable, codeSelfTest, "The engine %s does not work on this machine, so it was not installed: %w", e.ID, err)
-	}
-	e.Build, e.Devices = r.Build, r.Devices
-	return nil
-}
-
 // installInPlace tests and lists an engine that stays where it is. Its ID holds the digest of its files, so that a build that
 // was replaced is tested again.
 func (s *Store) installInPlace(ctx context.Context, e *engineEntry, prov vendor.Provisioner, plan *vendor.Plan, report Report) (contract.Engine, error) {

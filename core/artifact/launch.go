@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/tool"
 	pluginhost "github.com/apiary-dev/apiary/plugins/host"
 	"github.com/apiary-dev/apiary/plugins/vendor"
@@ -17,6 +18,32 @@ import (
 
 // versionTime bounds how long a program may take to say its version; a GPU's driver may take seconds.
 const versionTime = time.Minute
+
+// selfTest tests the engine and notes what it says: a program by its version, a library by loading it.
+func (s *Store) selfTest(ctx context.Context, e *engineEntry, prov vendor.Provisioner, plan *vendor.Plan, dir string, report Report) error {
+	spec, err := program(ctx, prov, plan, dir)
+	if err != nil {
+		return err
+	}
+	if spec == nil && s.opts.SelfTest == nil {
+		return nil
+	}
+	report("self-test", "testing "+e.Name+" "+e.Version+" for "+e.Platform, nil)
+	var r SelfTestReport
+	if spec != nil {
+		r, err = s.testProgram(ctx, spec, dir)
+	} else {
+		r, err = s.opts.SelfTest(ctx, dir)
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		return fault.New(fault.Unavailable, codeSelfTest, "The engine %s does not work on this machine, so it was not installed: %w", e.ID, err)
+	}
+	e.Build, e.Devices = r.Build, r.Devices
+	return nil
+}
 
 // program asks the provisioner how the engine of a plan in dir is started; nil where it is no program.
 func program(ctx context.Context, prov vendor.Provisioner, plan *vendor.Plan, dir string) (*vendor.LaunchSpec, error) {

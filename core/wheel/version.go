@@ -1,4 +1,4 @@
-package pypi
+package wheel
 
 import (
 	"cmp"
@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// version is a version as PEP 440 orders them.
-type version struct {
-	text    string // as it was written
+// Version is a version as PEP 440 orders them.
+type Version struct {
+	Text    string // as it was written
 	epoch   int64
 	release []int64 // without zeros at its end
 	pre     string  // "a", "b", "rc", or empty
@@ -19,10 +19,10 @@ type version struct {
 	local   []string
 }
 
-// parseVersion reads a version in any spelling that PEP 440 allows.
-func parseVersion(text string) (version, bool) {
+// ParseVersion reads a version in any spelling that PEP 440 allows.
+func ParseVersion(text string) (Version, bool) {
 	p := &scanner{rest: strings.ToLower(strings.TrimSpace(text))}
-	v := version{text: strings.TrimSpace(text), post: -1, dev: -1}
+	v := Version{Text: strings.TrimSpace(text), post: -1, dev: -1}
 	if len(text) > 128 {
 		return v, false
 	}
@@ -112,11 +112,11 @@ func (p *scanner) segment(words ...string) (word string, n int64, ok bool) {
 	return "", 0, false
 }
 
-// preview reports whether v is one that nobody gets without asking for it.
-func (v version) preview() bool { return v.pre != "" || v.dev >= 0 }
+// Preview reports whether v is one that nobody gets without asking for it.
+func (v Version) Preview() bool { return v.pre != "" || v.dev >= 0 }
 
-// compare orders versions as PEP 440 does.
-func (v version) compare(o version) int {
+// Compare orders versions as PEP 440 does.
+func (v Version) Compare(o Version) int {
 	return cmp.Or(
 		cmp.Compare(v.epoch, o.epoch), slices.Compare(v.release, o.release),
 		cmp.Compare(v.prePlace(), o.prePlace()), cmp.Compare(v.preN, o.preN),
@@ -125,7 +125,7 @@ func (v version) compare(o version) int {
 }
 
 // prePlace orders what may follow the release: the development of it, its previews, itself.
-func (v version) prePlace() int {
+func (v Version) prePlace() int {
 	switch {
 	case v.pre == "a":
 		return 1
@@ -140,7 +140,7 @@ func (v version) prePlace() int {
 }
 
 // devPlace puts a development before what it leads to.
-func (v version) devPlace() int64 {
+func (v Version) devPlace() int64 {
 	if v.dev < 0 {
 		return 1<<63 - 1
 	}
