@@ -391,6 +391,10 @@ worker "echo" {
 #   # How it runs. One of "wasm" (in a sandbox), "process" (with all that your user may do). Default: by the file.
 #   transport = "wasm"
 #
+#   # How a program speaks to the agent. One of "none" (plainly, on a socket in a folder of your user alone), "" (as its manifest
+#   # says, and else with certificates on both sides). Default: "".
+#   tls = ""
+#
 #   # Whether it is used. true or false. Default: true.
 #   enabled = true
 #

@@ -1,6 +1,6 @@
 // Command apiary turns the machines you have into one private AI endpoint: agent, command line, echo worker and launcher of
-// workers in one executable. This file holds the default configuration, the
-// sources that new plugins are made of, and the version; core/cli does the rest.
+// workers in one executable. This file holds the default configuration, the sources that new plugins are made of, and the version;
+// core/cli does the rest.
 package main
 
 import (
@@ -27,6 +27,8 @@ var defaultConfig []byte
 //go:embed examples/plugin-assemblyscript/manifest.json examples/plugin-assemblyscript/README.md examples/plugin-assemblyscript/.gitignore
 //go:embed examples/plugin-c/*.c examples/plugin-c/*.h
 //go:embed examples/plugin-c/manifest.json examples/plugin-c/README.md examples/plugin-c/.gitignore
+//go:embed examples/plugin-python/*.py examples/plugin-python/requirements.txt
+//go:embed examples/plugin-python/manifest.json examples/plugin-python/README.md examples/plugin-python/.gitignore
 var sources embed.FS
 
 // version is set by the linker.

@@ -73,7 +73,7 @@ func noPlugin(name string) error {
 }
 
 func (a *app) pluginInstall() *cobra.Command {
-	var name, transport string
+	var name, transport, tls string
 	var yes bool
 	c := &cobra.Command{Use: "install FILE|DIR|URL", Short: "Install a plugin, after you have seen and granted what it asks for", Args: argCount(1, 1, "FILE|DIR|URL"),
 		RunE: interruptible(func(ctx context.Context, args []string) error {
@@ -85,8 +85,12 @@ func (a *app) pluginInstall() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.install(ctx, w, source, name, yes)
+			if tls != "" && tls != config.TLSNone {
+				return fault.New(fault.Invalid, "bad_flag", "--tls is none, or left out, not %q.", tls)
+			}
+			return a.install(ctx, w, source, installOptions{name: name, tls: tls, yes: yes})
 		})}
+	c.Flags().StringVar(&tls, "tls", "", "`none`: the program speaks plainly, on a socket in a folder of your user alone (default: as its manifest says)")
 	c.Flags().StringVar(&transport, "transport", "", "what to install from a folder: `wasm` or process (default: the module, where there is one)")
 	c.Flags().StringVar(&name, "name", "", "name of its block in the configuration (default: the plugin's own name)")
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "grant what it asks for without a question")
@@ -105,31 +109,43 @@ func (a *app) pluginUpdate() *cobra.Command {
 			if !ok {
 				return noPlugin(args[0])
 			}
-			return a.install(ctx, w, p.Source, p.Name, yes)
+			return a.install(ctx, w, p.Source, installOptions{name: p.Name, tls: p.TLS, yes: yes})
 		})}
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "grant what it asks for without a question")
 	return c
 }
 
+// installOptions are the choices of an installation.
+type installOptions struct {
+	name string // of the block; "": the plugin's own
+	tls  string // config.TLSNone, or "": as the manifest says
+	yes  bool   // no questions
+}
+
 // install takes a plugin from a source, has the operator grant what it asks for, and writes both files.
-func (a *app) install(ctx context.Context, w *pluginWork, source, name string, yes bool) error {
+func (a *app) install(ctx context.Context, w *pluginWork, source string, o installOptions) error {
+	name, yes := o.name, o.yes
 	source, r, err := openSource(ctx, source)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = r.Close() }()
+	beside := manifestBeside(source)
 	confirm := func(path string) error {
-		if yes {
+		if yes || beside != nil {
 			return nil
 		}
 		return a.agree(fmt.Sprintf("%s is a program: it has to be run to say what it is, and then, as ever, it may do all that your user may. Run it?", filepath.Base(source)))
 	}
 	c, err := w.shelf.Take(ctx, r, confirm, func(ctx context.Context, path, digest string) (*vendor.StaticManifest, error) {
+		if beside != nil {
+			return beside, nil
+		}
 		own, err := os.Executable()
 		if err != nil {
 			return nil, fmt.Errorf("find this executable: %w", err)
 		}
-		return host.Ask(ctx, host.Question{Path: path, SHA256: digest, Store: w.shelf.Programs(), ExecChild: []string{own, "exec-child"}, Log: a.warnings()})
+		return host.Ask(ctx, host.Question{Path: path, SHA256: digest, Store: w.shelf.Programs(), TLS: o.tls, ExecChild: []string{own, "exec-child"}, Log: a.warnings()})
 	})
 	if err != nil {
 		return err
@@ -169,6 +185,9 @@ func (a *app) install(ctx context.Context, w *pluginWork, source, name string, y
 		}
 	}
 	p := config.Plugin{Name: name, Source: source, Transport: c.Transport, Grants: grants}
+	if c.Transport == config.TransportProcess {
+		p.TLS = cmp.Or(o.tls, c.Manifest.TLS)
+	}
 	if err := config.PutPlugin(w.file(), p); err != nil {
 		return err
 	}

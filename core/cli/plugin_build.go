@@ -275,3 +275,15 @@ func builtFiles(dir string) (modules, programs []string, err error) {
 	}
 	return modules, programs, nil
 }
+
+// manifestBeside is what a program says about itself without being run: manifest.json in its folder, when that has the program's name.
+func manifestBeside(source string) *vendor.StaticManifest {
+	if strings.Contains(source, "://") || filepath.Ext(source) == ".wasm" {
+		return nil
+	}
+	m, err := readManifest(filepath.Dir(source))
+	if err != nil || m == nil || m.Info.Name != filepath.Base(source) {
+		return nil // of something else
+	}
+	return m
+}

@@ -31,6 +31,11 @@ func PutPlugin(path string, p Plugin) error {
 		if p.Transport != "" {
 			b.Body().SetAttributeValue("transport", cty.StringVal(p.Transport))
 		}
+		if p.TLS != "" {
+			b.Body().SetAttributeValue("tls", cty.StringVal(p.TLS))
+		} else {
+			b.Body().RemoveAttribute("tls")
+		}
 		g := b.Body().FirstMatchingBlock("grants", nil)
 		if g == nil {
 			g = b.Body().AppendNewBlock("grants", nil)

@@ -29,6 +29,15 @@ func TestPutPlugin(t *testing.T) {
 		t.Errorf("%s", text)
 	}
 
+	p.TLS = TLSNone
+	if err := PutPlugin(path, p); err != nil {
+		t.Fatal(err)
+	}
+	if c, text := read(); c.Plugins[0].TLS != TLSNone {
+		t.Errorf("%s", text)
+	}
+	p.TLS = ""
+
 	const own = `# mine
 agent {
   name = "tower" # the big one

@@ -25,6 +25,9 @@ const (
 	TransportProcess = "process"
 )
 
+// TLSNone is the TLS of a program that speaks plainly, on a socket in a folder of this user alone.
+const TLSNone = "none"
+
 // Plugin is a block plugin "NAME".
 type Plugin struct {
 	Name      string
@@ -33,6 +36,7 @@ type Plugin struct {
 	Version   string // "": any
 	SHA256    string // of the file; "": as the lock file says
 	Transport string // TransportWASM or TransportProcess; "": by the file
+	TLS       string // TLSNone, or "": as the plugin's manifest says, and else mutual TLS
 	Enabled   bool
 	Grants    Grants
 
@@ -82,6 +86,7 @@ func pluginSchema(p *Plugin) *block {
 			text("version", `A version is needed, for example "1.2.0".`, &p.Version, pattern(versionPattern, "a version such as 1.2.0")),
 			text("sha256", "The SHA-256 of the file in hexadecimal is needed.", &p.SHA256, pattern(sha256Pattern, "a SHA-256 of 64 lower-case hexadecimal digits")),
 			text("transport", `One of "wasm", "process" is needed, for example "wasm".`, &p.Transport, oneOfTexts(TransportWASM, TransportProcess)),
+			text("tls", `"none" is needed, or no tls at all.`, &p.TLS, oneOfTexts(TLSNone)),
 			boolean("enabled", &p.Enabled),
 		},
 		blocks: []*block{
@@ -367,6 +372,9 @@ func (s *settings) values() map[string]any {
 func (d *decoder) checkPlugin(p *Plugin, place func(string) hcl.Range, understood bool) {
 	if p.Source == "" && understood {
 		d.add("Missing option", place("source"), "A plugin needs a source, for example source = \"./%s.wasm\"", p.Name)
+	}
+	if p.TLS != "" && p.Transport == TransportWASM {
+		d.add("Wrong value", place("tls"), "A WASM module has no connection, so it has no tls; leave the option out")
 	}
 	for _, host := range p.Grants.Private {
 		if !slices.Contains(p.Grants.HTTP, host) {

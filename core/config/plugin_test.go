@@ -148,11 +148,22 @@ func TestPluginMistakes(t *testing.T) {
 		}
 	}
 
-	_, diags = parse([]byte("plugin \"x\" {\n transport = \"ssh\"\n sha256 = \"ab\"\n version = \"v1\"\n grants {\n  http = [\"http://a\"]\n  private = [\"b\"]\n }\n}\n"), "c.hcl", "/etc/c.hcl", environment(nil))
-	for _, want := range []string{`"ssh" is not one of`, "is not a SHA-256", `"v1" is not a version`, `"http://a" is not a host`, "A plugin needs a source", "must be in both"} {
+	_, diags = parse([]byte("plugin \"x\" {\n transport = \"ssh\"\n tls = \"some\"\n sha256 = \"ab\"\n version = \"v1\"\n grants {\n  http = [\"http://a\"]\n  private = [\"b\"]\n }\n}\n"), "c.hcl", "/etc/c.hcl", environment(nil))
+	for _, want := range []string{`"ssh" is not one of`, `"some" is not one of`, "is not a SHA-256", `"v1" is not a version`, `"http://a" is not a host`, "A plugin needs a source", "must be in both"} {
 		if !strings.Contains(diags.Error(), want) {
 			t.Errorf("no %q in\n%v", want, diags)
 		}
+	}
+}
+
+func TestPluginTLS(t *testing.T) {
+	c, diags := parse([]byte("plugin \"x\" {\n source = \"./x\"\n tls = \"none\"\n}\n"), "c.hcl", "/etc/c.hcl", environment(nil))
+	if len(diags) > 0 || c.Plugins[0].TLS != TLSNone {
+		t.Errorf("%+v, %v", c, diags)
+	}
+	_, diags = parse([]byte("plugin \"x\" {\n source = \"./x\"\n transport = \"wasm\"\n tls = \"none\"\n}\n"), "c.hcl", "/etc/c.hcl", environment(nil))
+	if len(diags) != 1 || diags[0].Line != 4 || !strings.Contains(diags.Error(), "A WASM module has no connection") {
+		t.Errorf("%v", diags)
 	}
 }
 

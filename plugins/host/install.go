@@ -138,6 +138,8 @@ func CheckManifest(m *vendor.StaticManifest) error {
 		return bad("it keeps the contract %q, and this version of Apiary knows %s for a %s", short(m.Contract), contracts[i.Kind], i.Kind)
 	case len(i.Schemes) == 0 || len(i.Schemes) > maxSchemes:
 		return bad("it answers for %d schemes, and 1 to %d are possible", len(i.Schemes), maxSchemes)
+	case m.TLS != "" && m.TLS != config.TLSNone:
+		return bad("its tls is %q, and it is \"none\" or left out", short(m.TLS))
 	case len(i.Description) > maxSentence || len(i.Requests.HTTP)+len(i.Requests.Credentials)+len(i.Requests.Run) > maxRequests:
 		return bad("it says or asks for too much")
 	}

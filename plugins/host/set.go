@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -112,11 +113,11 @@ func (s *Set) add(o SetOptions, shelf *Shelf, lock *config.Lock, p config.Plugin
 		Credentials: o.Credentials, Store: OpenStore(shelf.StatePath(p.Name)), Log: o.Log,
 	})
 	spec := process.Spec{
-		Name: p.Name, Path: shelf.Path(digest), SHA256: digest, Store: shelf.Programs(), ExecChild: o.ExecChild,
+		Name: p.Name, Path: shelf.Path(digest), SHA256: digest, Store: shelf.Programs(), TLS: cmp.Or(p.TLS, m.TLS), ExecChild: o.ExecChild,
 		Host: sdk.HostDispatch(services), Log: o.Log,
 	}
 	if transport == config.TransportWASM {
-		spec.Path, spec.SHA256, spec.ExecChild = o.Executable, "", nil
+		spec.Path, spec.SHA256, spec.TLS, spec.ExecChild = o.Executable, "", "", nil
 		spec.StartTimeout = CompileTime
 		spec.Args = ModuleArgs(shelf.Path(digest), digest, shelf.CacheDir(), p.Grants.Memory)
 	}

@@ -46,13 +46,10 @@ func python(t *testing.T) string {
 	return program
 }
 
-// pages is a host with one page, which it shows for two addresses, and a shelf of one thing.
-type pages struct {
-	vendor.Host
-	kept []byte
-}
+// pages is a host with two pages.
+type pages struct{ vendor.Host }
 
-func (*pages) HTTP(_ context.Context, req vendor.HTTPRequest) (*vendor.HTTPResponse, error) {
+func (pages) HTTP(_ context.Context, req vendor.HTTPRequest) (*vendor.HTTPResponse, error) {
 	switch req.URL {
 	case "https://models.example.org/index.json":
 		return &vendor.HTTPResponse{Status: 200, Body: []byte(`{"models": [{"name": "tiny", "format": "gguf", "files": [
@@ -73,7 +70,7 @@ func TestPython(t *testing.T) {
 				t.Skip("there is no openssl, with which the plugin makes its certificate")
 			}
 			spec := Spec{
-				Name: "shelf-python", Path: program, Store: filepath.Join(t.TempDir(), "store"), TLS: tls, Host: sdk.HostDispatch(&pages{}),
+				Name: "shelf-python", Path: program, Store: filepath.Join(t.TempDir(), "store"), TLS: tls, Host: sdk.HostDispatch(pages{}),
 				Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), StartTimeout: 20 * time.Second,
 			}
 			p, err := Start(t.Context(), spec)

@@ -46,6 +46,7 @@ func examples() []example {
 		{language: "rust", kind: vendor.KindVendor, folder: "examples/plugin-rust", names: []string{"shelf-rust", "NAME", "shelf", "NAME", "Shelf", "Name"}},
 		{language: "as", kind: vendor.KindVendor, folder: "examples/plugin-assemblyscript", names: []string{"shelf-assemblyscript", "NAME", "shelf", "NAME"}},
 		{language: "c", kind: vendor.KindVendor, folder: "examples/plugin-c", names: []string{"shelf-c", "NAME", "shelf", "NAME"}},
+		{language: "python", kind: vendor.KindVendor, folder: "examples/plugin-python", names: []string{"shelf-python", "NAME", "shelf", "NAME", "Shelf", "Name"}},
 	}
 }
 
@@ -119,7 +120,7 @@ func (e example) collect(sources fs.FS, name string, into map[string][]byte) err
 			return err
 		}
 		if d.IsDir() {
-			if slices.Contains([]string{"target", "node_modules", ".venv"}, d.Name()) {
+			if slices.Contains([]string{"target", "node_modules", ".venv", "__pycache__"}, d.Name()) {
 				return fs.SkipDir
 			}
 			return nil

@@ -88,10 +88,11 @@ type Block struct {
 }
 
 // StaticManifest is what a plugin says about itself without being run: the custom section ManifestSection of a WASM module,
-// or the file beside a program.
+// or the file manifest.json beside a program that has its name.
 type StaticManifest struct {
 	ABI      uint32 `json:"abi,omitempty"`      // 1 for WASM modules
 	Contract string `json:"contract,omitempty"` // ContractVendor or ContractProvisioner
+	TLS      string `json:"tls,omitempty"`      // of a program: "none" when it speaks plainly, on a socket in the folder that it is given
 	Info     Info   `json:"info,omitzero"`
 	Schema   Schema `json:"schema,omitzero"`
 }
