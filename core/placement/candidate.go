@@ -216,7 +216,7 @@ func (pl *planner) victims(d *deployment, v *dev, lack int64, essential, breaks 
 	var all []victim
 	for _, w := range v.pool.workers {
 		vd := pl.byName[w.Deployment]
-		if vd == nil || vd == d || w.State != StateReady || w.Busy > 0 || w.Queue > 0 || vd.Pin || vd.Priority > d.Priority {
+		if vd == nil || vd == d || w.State != StateReady || w.Busy > 0 || w.Queue > 0 || vd.Pinned || vd.Priority > d.Priority {
 			continue
 		}
 		if vd.Priority == d.Priority && (!essential || vd.Waiting > 0 || pl.idle(w) < pl.p.EvictIdle) {

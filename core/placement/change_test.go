@@ -199,3 +199,21 @@ func TestRemovedDeployment(t *testing.T) {
 	in.Removed = []string{"chat", "a"}
 	expect(t, in, "stop w removed") // a is there again
 }
+
+// TestRequireOfFreeMemory: a worker is not driven out by a rule about free memory that it breaks by being there.
+func TestRequireOfFreeMemory(t *testing.T) {
+	d := Deployment{Name: "mid", Model: "m-mid", Min: 1, Max: 2, Judge: func(_ *Hive, v *Device) Opinion {
+		if v.MemoryFree < 16*gib || v.Kind == "cpu" {
+			return Opinion{Excluded: "excluded by require"}
+		}
+		return Opinion{}
+	}}
+	in := trio().with(d)
+	expect(t, in, "spawn mid#0 h1/cuda0")
+	w := at("w", "mid", 0, "h1/cuda0", 10*gib)
+	w.Model = "m-mid"
+	in = in.and(w)
+	expect(t, in)
+	in.Deployments[0].Pressure.QueuedSince = 1
+	expect(t, in, "spawn mid#1 h1/cuda1") // but another one is
+}

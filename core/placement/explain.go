@@ -47,7 +47,7 @@ func Explain(in Input, name string) (e Explanation, ok bool) {
 		for i := range in.Models {
 			if m := &in.Models[i]; m.ID == name || m.Name == name {
 				d = &deployment{Deployment: &Deployment{Name: m.Name, Model: m.ID, Max: 1}, model: m, replicas: map[int]*replica{},
-					opinions: map[int]*Opinion{}, onHive: map[string]int{}, at: map[Place][]int{}}
+					opinions: map[int]*Opinion{}, allowed: map[int]string{}, onHive: map[string]int{}, at: map[Place][]int{}}
 				break
 			}
 		}

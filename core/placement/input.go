@@ -106,10 +106,11 @@ type Deployment struct {
 	Context  int  // tokens a request may use; 0: what fits, up to the model's
 	Slots    int  // 0: the engine's default
 	IdleTTL  time.Duration
-	Pin      bool // its workers are neither evicted nor unloaded for being idle
+	Pinned   bool // to places, which Judge knows: its workers are not evicted
 	Priority int  // higher ones may evict lower ones
 	Spread   bool // over hives; else pack them, so that large devices stay free
-	// Judge is the deployment's opinion of a device. It must be pure; nil allows every device.
+	// Judge is the deployment's opinion of a device. It must be pure; nil allows every device. Whether a worker may stay where it is
+	// is asked with all of the device's memory free, so that none is driven out by what it takes itself.
 	Judge func(*Hive, *Device) Opinion
 
 	Waiting  int // requests at all queens that wait because no worker could take them

@@ -313,7 +313,7 @@ func (pl *planner) shrink(d *deployment) {
 		return
 	}
 	pl.unload(d)
-	if s := d.Pressure.SlackSince; s != 0 && d.present() > max(d.Min, 1) && d.draining == 0 && d.starting == 0 && !d.Pin {
+	if s := d.Pressure.SlackSince; s != 0 && d.present() > max(d.Min, 1) && d.draining == 0 && d.starting == 0 {
 		if pl.in.Now-s < pl.p.ScaleDown {
 			pl.wake(s + pl.p.ScaleDown)
 		} else if w := pl.dispensable(d); w != nil {
@@ -325,7 +325,7 @@ func (pl *planner) shrink(d *deployment) {
 
 // unload ends workers that nobody used for the idle TTL.
 func (pl *planner) unload(d *deployment) {
-	if d.IdleTTL <= 0 || d.Pin || d.Waiting > 0 || d.Pressure.QueuedSince != 0 {
+	if d.IdleTTL <= 0 || d.Waiting > 0 || d.Pressure.QueuedSince != 0 {
 		return
 	}
 	for _, n := range d.numbers() {

@@ -48,6 +48,7 @@ type deployment struct {
 	model    *Model
 	replicas map[int]*replica
 	opinions map[int]*Opinion // by dev.index
+	allowed  map[int]string   // by dev.index: why a worker may not stay there
 	onHive   map[string]int
 	at       map[Place][]int // numbers of the replicas that are present there
 
@@ -91,7 +92,7 @@ func newPlanner(in *Input) *planner {
 	}
 	pl.addDevices()
 	for i := range in.Deployments {
-		d := &deployment{Deployment: &in.Deployments[i], replicas: map[int]*replica{}, opinions: map[int]*Opinion{},
+		d := &deployment{Deployment: &in.Deployments[i], replicas: map[int]*replica{}, opinions: map[int]*Opinion{}, allowed: map[int]string{},
 			onHive: map[string]int{}, at: map[Place][]int{}}
 		d.model = pl.models[d.Model]
 		pl.deps = append(pl.deps, d)
@@ -246,7 +247,7 @@ func (pl *planner) whyStale(d *deployment, w *Worker) string {
 		return staleSpec
 	case h != nil && h.Drained:
 		return staleDrained
-	case v != nil && d.opinion(v).Excluded != "":
+	case v != nil && d.banned(v) != "":
 		return staleExcluded
 	}
 	return ""
@@ -263,6 +264,21 @@ func (d *deployment) opinion(v *dev) *Opinion {
 		d.opinions[v.index] = o
 	}
 	return o
+}
+
+// banned says why no worker of the deployment may be on a device, however much memory is free there; empty: it may.
+func (d *deployment) banned(v *dev) string {
+	if d.Judge == nil {
+		return ""
+	}
+	why, ok := d.allowed[v.index]
+	if !ok {
+		empty := *v.d
+		empty.MemoryFree = empty.MemoryTotal
+		why = d.Judge(v.hive, &empty).Excluded
+		d.allowed[v.index] = why
+	}
+	return why
 }
 
 // present is the number of replicas that have a worker.
@@ -295,7 +311,7 @@ func (pl *planner) floor(d *deployment) int {
 		d.gpus = 1
 		for _, v := range pl.devs {
 			h := v.hive
-			if v.accelerator() && h.Liveness != contract.LivenessLost && !h.Drained && v.d.Fenced == "" && d.opinion(v).Excluded == "" {
+			if v.accelerator() && h.Liveness != contract.LivenessLost && !h.Drained && v.d.Fenced == "" && d.banned(v) == "" {
 				d.gpus++
 			}
 		}

@@ -38,7 +38,7 @@ func drawInput(t *rapid.T) Input {
 	}
 	for i := range num(1, 5, "deployments") {
 		d := Deployment{Name: fmt.Sprintf("d%d", i), Model: fmt.Sprintf("m%d", num(0, 3, "model")), Spec: "s1", Min: num(0, 3, "min"), Max: num(0, 4, "max"), Slots: num(0, 2, "slots"),
-			Priority: num(0, 2, "priority"), Spread: flip("spread"), Pin: num(0, 5, "pin") == 0, IdleTTL: time.Duration(num(0, 2, "ttl")) * 30 * time.Minute}
+			Priority: num(0, 2, "priority"), Spread: flip("spread"), Pinned: num(0, 5, "pin") == 0, IdleTTL: time.Duration(num(0, 2, "ttl")) * 30 * time.Minute}
 		switch num(0, 5, "rules") {
 		case 0:
 			d.Judge = only("cuda")
@@ -212,11 +212,11 @@ func checkPlan(t *rapid.T, in Input, p Plan) {
 			stops[w.ID] = true
 			present[w.Deployment]--
 			if a.Kind == Evict {
-				if d := deps[w.Deployment]; w.Busy > 0 || d.Pin || d.Priority > deps[a.For].Priority {
+				if d := deps[w.Deployment]; w.Busy > 0 || d.Pinned || d.Priority > deps[a.For].Priority {
 					t.Fatalf("%v: worker %+v of %+v is evicted for %+v", a, w, d, deps[a.For])
 				}
 			}
-			if d := deps[w.Deployment]; a.Code == CodeIdle && (d.Pin || w.Busy > 0 || present[d.Name] < d.Min) {
+			if d := deps[w.Deployment]; a.Code == CodeIdle && (w.Busy > 0 || present[d.Name] < d.Min) {
 				t.Fatalf("%v: worker %+v of %+v is unloaded", a, w, d)
 			}
 		case Spawn, Surge:

@@ -165,9 +165,7 @@ func TestOnDemand(t *testing.T) {
 	expect(t, trio().with(d).and(w))
 	w.LastUsed, w.Busy = 0, 1
 	expect(t, trio().with(d).and(w))
-	w.Busy, d.Pin = 0, true
-	expect(t, trio().with(d).and(w))
-	d.Pin, d.Min = false, 1
+	w.Busy, d.Min = 0, 1
 	expect(t, trio().with(d).and(w))
 }
 
@@ -273,7 +271,7 @@ func TestEviction(t *testing.T) {
 		victim Deployment
 		worker func(*Worker)
 	}{
-		"pinned":                {Deployment{Pin: true}, nil},
+		"pinned":                {Deployment{Pinned: true}, nil},
 		"a higher priority":     {Deployment{Priority: 7}, nil},
 		"busy":                  {Deployment{}, func(w *Worker) { w.Busy = 1 }},
 		"a queue":               {Deployment{}, func(w *Worker) { w.Queue = 1 }},

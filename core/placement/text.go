@@ -154,7 +154,7 @@ func (pl *planner) staleText(d *deployment, w *Worker, code string) string {
 		return "the hive " + pl.hiveName(w.Hive) + " is drained"
 	case staleExcluded:
 		at := Place{w.Hive, first(w.Devices)}
-		return pl.name(at) + " is " + d.opinion(pl.byPlace[at]).Excluded
+		return pl.name(at) + " is " + d.banned(pl.byPlace[at])
 	}
 	return "the deployment " + d.Name + " has changed"
 }
