@@ -35,7 +35,7 @@ func (a *app) hiveCommand() *cobra.Command {
 				return a.table([]string{"NAME", "ID", "ADDRESS", "STATE", "DEVICES", "MODELS", "ENGINES", "MEMORY FREE", "DISK FREE", "VERSION"}, rows, "The queen knows no hives.")
 			})
 		})}
-	return a.holder("hive", "Look at the hives", list)
+	return a.holder("hive", "Look at the hives, and put them on other machines", list, a.hiveInstallCommand(), a.hiveStartCommand(), a.hiveStopCommand(), a.hiveUninstallCommand())
 }
 
 func (a *app) deviceCommand() *cobra.Command {

@@ -108,3 +108,58 @@ func edit(path string, change func(*hclwrite.Body)) error {
 	}
 	return nil
 }
+
+// PutHive adds a hive to queen.hives in the configuration file at path, as PutPlugin does, and reports whether it was missing.
+func PutHive(path, address string) (bool, error) {
+	return editHives(path, func(hives []string) []string {
+		if slices.Contains(hives, address) {
+			return hives
+		}
+		return append(hives, address)
+	})
+}
+
+// RemoveHive takes a hive out of queen.hives in the configuration file at path. It reports whether it was there.
+func RemoveHive(path, address string) (bool, error) {
+	return editHives(path, func(hives []string) []string {
+		return slices.DeleteFunc(hives, func(h string) bool { return h == address })
+	})
+}
+
+// editHives changes queen.hives of a file that sets them by a list, and nothing where they stay the same.
+func editHives(path string, change func([]string) []string) (changed bool, err error) {
+	src, err := read(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, fault.New(fault.Invalid, "config_unreadable", "The configuration %s cannot be read: %w.", path, err)
+	}
+	c, diags := parse(src, path, path, os.LookupEnv)
+	if len(diags) > 0 {
+		return false, fault.New(fault.Invalid, "config_invalid", "The configuration %s has mistakes, so nothing was written into it; correct it first.\n\n%w", path, diags)
+	}
+	var had []string
+	if c.Queen.HivesSet || !c.Agent.Has(RoleHive) { // an agent's own hive needs no mention
+		had = c.Queen.Hives
+	}
+	want := change(slices.Clone(had))
+	if slices.Equal(had, want) {
+		return false, nil
+	}
+	return true, edit(path, func(body *hclwrite.Body) {
+		q := body.FirstMatchingBlock("queen", nil)
+		if q == nil {
+			if len(body.Attributes())+len(body.Blocks()) > 0 {
+				body.AppendNewline()
+			}
+			q = body.AppendNewBlock("queen", nil)
+		}
+		if len(want) == 0 {
+			q.Body().RemoveAttribute("hives")
+			return
+		}
+		values := make([]cty.Value, len(want))
+		for i, h := range want {
+			values[i] = cty.StringVal(h)
+		}
+		q.Body().SetAttributeValue("hives", cty.ListVal(values))
+	})
+}

@@ -108,3 +108,49 @@ plugin "gitea" {
 		t.Error("a wrong file was made")
 	}
 }
+
+func TestPutHive(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.hcl")
+	text := func() string {
+		t.Helper()
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(raw)
+	}
+	put := func(address string, want bool) {
+		t.Helper()
+		if changed, err := PutHive(path, address); err != nil || changed != want {
+			t.Fatalf("%s: %v %v", address, changed, err)
+		}
+	}
+	put("http://10.0.0.7:7835", true)
+	put("http://10.0.0.7:7835", false)
+	put("http://10.0.0.8:7835", true)
+	if got := text(); got != "queen {\n  hives = [\"http://10.0.0.7:7835\", \"http://10.0.0.8:7835\"]\n}\n" {
+		t.Errorf("%s", got)
+	}
+	for _, address := range []string{"http://10.0.0.7:7835", "http://10.0.0.8:7835"} {
+		if changed, err := RemoveHive(path, address); err != nil || !changed {
+			t.Errorf("%v %v", changed, err)
+		}
+	}
+	if changed, err := RemoveHive(path, "http://10.0.0.7:7835"); err != nil || changed || strings.Contains(text(), "hives") {
+		t.Errorf("%v %v %s", changed, err, text())
+	}
+	// The hive that a queen without one knows by default stays known, and so do the comments.
+	if err := os.WriteFile(path, []byte("# mine\nagent {\n  roles = [\"queen\"] # only\n}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	put("http://10.0.0.7:7835", true)
+	if got := text(); !strings.Contains(got, `hives = ["http://127.0.0.1:7835", "http://10.0.0.7:7835"]`) || !strings.Contains(got, "# only") {
+		t.Errorf("%s", got)
+	}
+	if err := os.WriteFile(path, []byte("queen {\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := PutHive(path, "http://10.0.0.7:7835"); fault.KindOf(err) != fault.Invalid {
+		t.Errorf("a file with mistakes: %v", err)
+	}
+}
