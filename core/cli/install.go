@@ -312,7 +312,7 @@ func programFor(m remote.Machine, given string) ([]byte, error) {
 			return nil, fault.New(fault.NotFound, "file_not_found", "There is no file %s; correct --binary.", given)
 		}
 		return nil, fault.New(fault.NotFound, "no_program",
-			"%s is %s and this program is for %s-%s; `make bin/apiary-%s` builds the other one where it is looked for (%s), or name one with --binary.",
+			"The machine %s is %s and this program is for %s-%s; `make bin/apiary-%s` builds the other one where it is looked for (%s), or name one with --binary.",
 			m.Host, m.Platform, runtime.GOOS, runtime.GOARCH, m.Platform, path)
 	}
 	if err != nil {

@@ -20,19 +20,19 @@ func connectionFailure(host, said string) error {
 		{"Host key verification failed", fault.Denied, "ssh_host_unknown",
 			"The host key of %s is not known here; connect once with `ssh`, compare the key, and try again."},
 		{"Permission denied", fault.Denied, "ssh_denied",
-			"%s does not let you in; check the user name and that your key is there (`ssh-copy-id`), or give the command at a terminal to type a password."},
+			"The machine %s does not let you in; check the user name and that your key is there (`ssh-copy-id`), or give the command at a terminal to type a password."},
 		{"Too many authentication failures", fault.Denied, "ssh_denied",
-			"%s refused after too many keys; name the right one with IdentityFile and IdentitiesOnly in your ssh configuration."},
+			"The machine %s refused after too many keys; name the right one with IdentityFile and IdentitiesOnly in your ssh configuration."},
 		{"Could not resolve hostname", fault.NotFound, "ssh_no_such_host",
 			"There is no machine called %s: its name cannot be resolved; check the name, or write its address."},
 		{"Connection refused", fault.Unavailable, "ssh_refused",
-			"%s refused the connection; is an ssh server running there, and is the port right (--port)?"},
+			"The machine %s refused the connection; is an ssh server running there, and is the port right (--port)?"},
 		{"No route to host", fault.Unavailable, "ssh_no_route", "There is no route to %s; is it switched on and in a network that this machine reaches?"},
 		{"Network is unreachable", fault.Unavailable, "ssh_no_route", "The network of %s cannot be reached from here; check this machine's own network."},
-		{"timed out", fault.Unavailable, "ssh_timeout", "%s did not answer in time; is it switched on, and does a firewall let ssh through?"},
+		{"timed out", fault.Unavailable, "ssh_timeout", "The machine %s did not answer in time; is it switched on, and does a firewall let ssh through?"},
 		{"Bad configuration option", fault.Invalid, "ssh_config", "ssh does not understand its configuration, so nothing was sent to %s; `ssh -G` shows what is wrong."},
 		{"Can't open user config file", fault.NotFound, "ssh_config", "The ssh configuration file for %s cannot be opened; correct --ssh-config."},
-		{"Connection closed by", fault.Unavailable, "ssh_lost", "%s closed the connection; try again, and look at the log of its ssh server."},
+		{"Connection closed by", fault.Unavailable, "ssh_lost", "The machine %s closed the connection; try again, and look at the log of its ssh server."},
 	} {
 		if strings.Contains(said, f.sign) {
 			e := fault.New(f.kind, f.code, f.message, host)
@@ -50,7 +50,7 @@ func connectionFailure(host, said string) error {
 
 // noShell says that the machine did not run the script at all.
 func noShell(host, said string) error {
-	e := fault.New(fault.Unavailable, "no_shell", "%s let you in but ran no command; the account needs a login shell, and the machine a POSIX sh.", host)
+	e := fault.New(fault.Unavailable, "no_shell", "The machine %s let you in but ran no command; the account needs a login shell, and the machine a POSIX sh.", host)
 	if last := lastLine(said); last != "" {
 		e.Message += " (" + strings.TrimSuffix(last, ".") + ")"
 	}

@@ -118,7 +118,7 @@ func (c *Conn) Install(ctx context.Context, m Machine, p Plan) (Installed, error
 	}
 	in := &installation{c: c, m: m, p: p, l: m.Layout}
 	if need := contract.Bytes(len(p.Program)) + spare; m.Disk > 0 && m.Disk < need {
-		return in.r, fault.New(fault.Exhausted, "disk_full", "%s has %s free where %s goes, and %s are needed; free some space, or choose another folder with --bin-dir.", m.Host, m.Disk, in.l.Bin, need)
+		return in.r, fault.New(fault.Exhausted, "disk_full", "The machine %s has %s free where %s goes, and %s are needed; free some space, or choose another folder with --bin-dir.", m.Host, m.Disk, in.l.Bin, need)
 	}
 	err := in.all(ctx)
 	if err == nil {
@@ -308,7 +308,7 @@ case "$code" in
   *'ermission denied'*) fail noexec "the file system of $bin does not let programs run (noexec); choose another folder with --bin-dir" ;;
   *) fail wrong_arch "the program is for another processor than $(uname -m): $said" ;;
   esac ;;
-*) fail wrong_arch "the program does not run there: $said" ;;
+*) fail wrong_arch "the program does not run there, it ended with $code${said:+: $said}" ;;
 esac
 if [ -e "$bin" ]; then
   rm -f "$bin.apiary-old"
@@ -319,6 +319,7 @@ fi
 mv -f "$new" "$bin"
 trap - EXIT
 `).set("want", want)
+	in.later("remove what arrived", "", `rm -f "$bin.apiary-try"`)
 	out, err := in.c.run(ctx, copyTimeout, s, body)
 	if err != nil {
 		return err

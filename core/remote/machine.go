@@ -106,7 +106,7 @@ say ffi "$ffi"
 if [ "$uid" = 0 ]; then record=/etc/apiary/installed; else record="${HOME:-}/.config/apiary/installed"; fi
 if [ -f "$record" ]; then
   echo record=1
-  sed -n 's/^\([a-z_]*=\)/record_\1/p' "$record"
+  sed -n 's/^\([a-z0-9_]*=\)/record_\1/p' "$record"
   bin=$(sed -n 's/^bin=//p' "$record")
   data=$(sed -n 's/^data=//p' "$record")
   if [ -f "$bin" ]; then
@@ -121,7 +121,7 @@ fi
 // spaceScript says how much room there is where a file would go.
 const spaceScript = `dir=$bin
 while [ ! -d "$dir" ]; do dir=$(dirname "$dir"); done
-df -Pk "$dir" | sed -n '2s/^.* \([0-9][0-9]*\) *[0-9][0-9]*% .*$/free=\1/p'
+df -Pk "$dir" | sed -n '2s/^.* \([0-9][0-9]*\)  *[0-9][0-9]*% .*$/free=\1/p'
 `
 
 // Look finds out what the machine is and what is installed there. It changes nothing.
@@ -154,7 +154,7 @@ func read(host, out string) (Machine, error) {
 		Groups: all(out, "group"), Account: f["account"] == "1"}
 	arch := map[string]string{"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}[f["arch"]]
 	if f["os"] != "Linux" || arch == "" {
-		return m, fault.New(fault.Invalid, "unsupported_platform", "%s is %s on %s; a hive runs on Linux, on x86_64 or aarch64.", host, cmp.Or(f["os"], "an unknown system"), cmp.Or(f["arch"], "an unknown processor"))
+		return m, fault.New(fault.Invalid, "unsupported_platform", "The machine %s is %s on %s; a hive runs on Linux, on x86_64 or aarch64.", host, cmp.Or(f["os"], "an unknown system"), cmp.Or(f["arch"], "an unknown processor"))
 	}
 	m.Platform = "linux-" + arch
 	switch {
@@ -191,7 +191,7 @@ func (m *Machine) lay(p Places) error {
 		l.Data = path.Clean(p.DataDir)
 	}
 	if e := m.Existing; e != nil && (l.Bin != e.Bin || l.Data != e.Data) {
-		return fault.New(fault.Conflict, "installed_elsewhere", "%s has an installation with the program %s and the data folder %s; uninstall it first, or leave --bin-dir and --data-dir out.", m.Host, e.Bin, e.Data)
+		return fault.New(fault.Conflict, "installed_elsewhere", "The machine %s has an installation with the program %s and the data folder %s; uninstall it first, or leave --bin-dir and --data-dir out.", m.Host, e.Bin, e.Data)
 	}
 	if !m.Root {
 		l.Config = path.Join(l.Data, "config.hcl")
@@ -204,7 +204,7 @@ func (m *Machine) lay(p Places) error {
 	}
 	for _, file := range []string{l.Bin, l.Data, l.Config, l.Record} {
 		if !plainPath.MatchString(file) {
-			return fault.New(fault.Invalid, "bad_path", "%s has the folder %q, and only letters, digits and / . _ @ + - may be in a path here; choose others with --bin-dir and --data-dir.", m.Host, file)
+			return fault.New(fault.Invalid, "bad_path", "The machine %s has the folder %q, and only letters, digits and / . _ @ + - may be in a path here; choose others with --bin-dir and --data-dir.", m.Host, file)
 		}
 	}
 	m.Layout = l

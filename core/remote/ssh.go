@@ -187,7 +187,7 @@ func (c *Conn) exec(ctx context.Context, limit time.Duration, ask bool, options 
 	}
 	if ctx.Err() != nil {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			return "", fault.New(fault.Unavailable, "ssh_timeout", "%s did not answer within %v; check the network, or try `ssh %s` by hand.", c.o.Host, limit, c.o.Host)
+			return "", fault.New(fault.Unavailable, "ssh_timeout", "The machine %s did not answer within %v; check the network, or try `ssh %s` by hand.", c.o.Host, limit, c.o.Host)
 		}
 		return "", ctx.Err()
 	}
