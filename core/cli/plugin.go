@@ -29,7 +29,7 @@ import (
 
 func (a *app) pluginCommand() *cobra.Command {
 	return a.holder("plugin", "Install and look at plugins: model vendors and worker provisioners of others",
-		a.pluginNew(), a.pluginBuild(), a.pluginCheck(), a.pluginInstall(), a.pluginUpdate(), a.pluginList(), a.pluginVerify(), a.pluginRemove(), a.pluginValidate(), a.pluginPack())
+		a.pluginNew(), a.pluginBuild(), a.pluginCheck(), a.pluginDoctor(), a.pluginInstall(), a.pluginUpdate(), a.pluginList(), a.pluginVerify(), a.pluginRemove(), a.pluginValidate(), a.pluginPack())
 }
 
 // pluginWork is what the commands about plugins work with.

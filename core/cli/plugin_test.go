@@ -15,7 +15,7 @@ import (
 )
 
 // pluginCommands are the commands of scripts about plugins: `shelf` starts a server with the index of a model, and sets SHELF
-// (host:port), PLUGIN_WASM (a plugin in C, as a module) and PLUGIN_PROGRAM (one in Go, as a program); `flip PATTERN`
+// (host:port), EXAMPLES (their folder), PLUGIN_WASM (a plugin in C, as a module) and PLUGIN_PROGRAM (one in Go, as a program); `flip PATTERN`
 // changes the last byte of a file.
 func pluginCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){"shelf": scriptShelf, "flip": scriptFlip}
@@ -52,6 +52,9 @@ func scriptShelf(ts *testscript.TestScript, _ bool, _ []string) {
 	module, err := filepath.Abs(filepath.Join("..", "..", "plugins", "wasm", "testdata", "shelf-c.wasm"))
 	ts.Check(err)
 	ts.Setenv("PLUGIN_WASM", module)
+	cases, err := filepath.Abs(filepath.Join("..", "..", "examples"))
+	ts.Check(err)
+	ts.Setenv("EXAMPLES", cases)
 	program := ts.MkAbs("plugin-go")
 	build := exec.Command("go", "build", "-o", program, "../../examples/plugin-go")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")

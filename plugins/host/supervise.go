@@ -263,7 +263,7 @@ func (s *Supervisor) failed(reason error) {
 	now := time.Now()
 	s.crashes = append(slices.DeleteFunc(s.crashes, func(t time.Time) bool { return now.Sub(t) > restartWindow }), now)
 	if n := len(s.crashes); n > maxRestarts {
-		e := fault.New(fault.Unavailable, CodeDisabled, "The plugin %s crashed %d times in a minute and is switched off; the agent's log has what it said; `apiary plugin verify %s` checks its file. Mend or remove it, and restart the agent.", s.name, n, s.name)
+		e := fault.New(fault.Unavailable, CodeDisabled, "The plugin %s crashed %d times in a minute and is switched off; the agent's log has what it said; `apiary plugin doctor %s` looks for the cause. Mend or remove it, and restart the agent.", s.name, n, s.name)
 		e.Err = reason
 		s.disabled = e
 		s.log.Error("plugin switched off: it crashed too often", "crashes", n, "error", reason)

@@ -147,7 +147,7 @@ func TestBackOff(t *testing.T) {
 		}
 		begin := time.Now()
 		_, err := s.Invoke(t.Context(), "x", nil)
-		if codeOf(err) != CodeDisabled || !strings.Contains(err.Error(), "crashed 4 times in a minute") || !strings.Contains(err.Error(), "apiary plugin verify p") {
+		if codeOf(err) != CodeDisabled || !strings.Contains(err.Error(), "crashed 4 times in a minute") || !strings.Contains(err.Error(), "apiary plugin doctor p") {
 			t.Errorf("%v", err)
 		}
 		if cause := errors.Unwrap(err); cause == nil || cause.Error() != "exit status 2" {

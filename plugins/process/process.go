@@ -211,7 +211,7 @@ func (p *Process) startError(ctx context.Context, cause error) error {
 	}
 	line, whole := p.child.handshake.seen()
 	ended := p.child.endedItself()
-	doctor := "; try `apiary plugin verify " + name + "`."
+	doctor := "; `apiary plugin doctor " + name + "` looks for the cause."
 	kind, code, text := fault.Unavailable, CodeStart, ""
 	switch {
 	case ctx.Err() != nil:
@@ -284,7 +284,7 @@ func (p *Process) failure(ctx context.Context, method string, err error) error {
 }
 
 func (p *Process) exitError() error {
-	return fault.New(fault.Unavailable, CodeExited, "The plugin %s ended while it was used (%s)%s; try again, and `apiary plugin verify %s` when it happens again.", p.spec.Name, p.child.state(), p.child.said(), p.spec.Name)
+	return fault.New(fault.Unavailable, CodeExited, "The plugin %s ended while it was used (%s)%s; try again, and `apiary plugin doctor %s` when it happens again.", p.spec.Name, p.child.state(), p.child.said(), p.spec.Name)
 }
 
 // watch expects a sign of life of a plugin that let the time of a call pass.
