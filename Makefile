@@ -71,7 +71,7 @@ proto: ## generate the code of the plugin contract from plugins/proto
 
 lint: vet staticcheck deadcode ## vet, staticcheck and deadcode
 
-bench: build ## measure the relay and the worker against their peers
+bench: build ## measure the relay, the plugins and the worker against their peers
 	@.ci/bench
 
 clean: ## remove what was built

@@ -71,6 +71,7 @@ func (a *app) pluginHostCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		debug.FreeOSMemory() // compiling, and reading what was compiled, leaves several times as much behind as stays in use
 		err = sdk.ServeInvoker(func(agent vendor.Invoker) vendor.Invoker {
 			host.Invoker = agent
 			return m
@@ -113,8 +114,11 @@ func readModule(path, digest string) ([]byte, error) {
 
 // boundPluginHost keeps what is around the guests within bounds too: code, tables and stacks are not memory of an instance.
 func (a *app) boundPluginHost(memory int64) error {
-	const instances, own = 4, 256 << 20
+	const instances, own, garbage = 4, 256 << 20, 16 << 20
 	debug.SetMemoryLimit(instances*memory + own)
+	// Most of the heap is memory of guests, which lives long: with Go's usual 100 there would be as much again of garbage. Small guests
+	// keep that, since the heap around them is small and would be collected all the time.
+	debug.SetGCPercent(int(min(max(garbage*100/memory, 25), 100)))
 	// Guests that do not yield must leave processors for the calls and for what ends them.
 	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), instances+2))
 	// A memory that grows is there twice for a moment, and its old half until it is collected.
