@@ -23,13 +23,16 @@ class Shelf:
         return MANIFEST["schema"]
 
     def configure(self, request):
-        self.index = json.loads(request.get("configJson") or "{}").get("index", "")
+        try:
+            self.index = json.loads(request.get("configJson") or "{}").get("index", "")
+        except (ValueError, AttributeError):  # no object
+            self.index = ""
         if not self.index:
             raise apiary.Error("invalid", "no_index", "The setting index must be the URL of an index of models.", param="index")
         return {}
 
     def resolve(self, request):
-        reference = request["reference"]
+        reference = request.get("reference", "")
         name = reference.removeprefix("shelf:")
         for model in self.fetch():
             if model.get("name") == name:
@@ -50,8 +53,8 @@ class Shelf:
         try:
             if answer.get("status") != 200:
                 raise ValueError("no index")
-            return json.loads(answer.get("body", b""))["models"]
-        except (ValueError, KeyError, TypeError):
+            return [model for model in json.loads(answer.get("body", b""))["models"] if isinstance(model, dict)]
+        except (ValueError, KeyError, TypeError, RecursionError):  # whatever a server may answer is an error for people
             raise apiary.Error("unavailable", "no_index", "The index of models could not be read; check the setting index, or try again later.") from None
 
 

@@ -61,6 +61,7 @@ type guest struct {
 	cases    string // folder with the cases; "": dir. Of a folder of Apiary's own plugins
 	only     string // the transport that it has, where its language could have more
 	prebuilt string // in plugins/wasm/testdata: the module, for when its compiler is missing
+	tls      string // as in process.Spec
 }
 
 // TestProcesses checks the plugins that are programs or modules, each in the transports that it has.
@@ -79,6 +80,7 @@ func TestProcesses(t *testing.T) {
 		{dir: "examples/plugin-rust", prebuilt: "shelf-rust.wasm"},
 		{dir: "examples/plugin-c", prebuilt: "shelf-c.wasm"},
 		{dir: "examples/plugin-assemblyscript"},
+		{dir: "examples/plugin-python", tls: process.TLSNone},
 		{dir: "vendors/huggingface/plugin", cases: "vendors/huggingface"},
 		{dir: "vendors/local/plugin", cases: "vendors/local", only: config.TransportProcess},
 		{dir: "vendors/ollama/plugin", cases: "vendors/ollama"},
@@ -102,11 +104,15 @@ func TestProcesses(t *testing.T) {
 				if err := sources.Missing(); err != nil {
 					t.Skip(err)
 				}
+				sources := sources
+				if sources.Language == toolchain.Python {
+					sources = withPython(t, sources)
+				}
 				program := filepath.Join(t.TempDir(), "plugin")
 				if err := sources.Program(t.Context(), program, t.Output()); err != nil {
 					t.Fatal(err)
 				}
-				check(t, conformance.Program(process.Spec{Name: "plugin", Path: program, Store: filepath.Join(t.TempDir(), "store")}))
+				check(t, conformance.Program(process.Spec{Name: "plugin", Path: program, TLS: g.tls, Store: filepath.Join(t.TempDir(), "store")}))
 			})
 		}
 		if sources.HasModule() && g.only != config.TransportProcess {
@@ -122,6 +128,32 @@ func TestProcesses(t *testing.T) {
 			})
 		}
 	}
+}
+
+// withPython is a copy of sources with the virtual environment that `make test-parts` makes.
+func withPython(t *testing.T, sources *toolchain.Sources) *toolchain.Sources {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	venv := filepath.Join(cache, "apiary-test", "python")
+	if _, err := os.Stat(filepath.Join(venv, "ready")); err != nil {
+		t.Skip("there is no Python with grpcio in the cache folder: run make test-parts")
+	}
+	dir, err := os.MkdirTemp("", "py") // a path that fits into the first line of a script
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.CopyFS(dir, os.DirFS(sources.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	_ = os.RemoveAll(filepath.Join(dir, ".venv"))
+	if err := os.Symlink(venv, filepath.Join(dir, ".venv")); err != nil {
+		t.Fatal(err)
+	}
+	return &toolchain.Sources{Dir: dir, Language: sources.Language}
 }
 
 // module builds the module of a guest, or takes the prebuilt one.
