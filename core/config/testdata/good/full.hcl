@@ -114,3 +114,7 @@ deployment "everywhere" {
 deployment "hello" {
   model = "echo:hello"
 }
+
+provisioner "pypi" {
+  registry = "https://engines.example.org/simple"
+}
