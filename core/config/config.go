@@ -198,8 +198,9 @@ const (
 
 // Provisioners holds the blocks provisioner "NAME".
 type Provisioners struct {
-	NPM  NPM
-	PyPI PyPI
+	NPM    NPM
+	PyPI   PyPI
+	Recipe Recipe
 }
 
 // NPM is the block provisioner "npm".
@@ -210,6 +211,11 @@ type NPM struct {
 // PyPI is the block provisioner "pypi".
 type PyPI struct {
 	Registry string // URL of the simple index; "": that of the vendor "pypi"
+}
+
+// Recipe is the block provisioner "recipe".
+type Recipe struct {
+	Tools []string // programs that recipes may run
 }
 
 // Worker is a block worker "NAME": a kind of worker.

@@ -166,6 +166,14 @@ func checkScheme(c *Config, what string, schemes ...string) func(string) error {
 	}
 }
 
+// checkTool wants the name of a program, which is looked for in fixed folders.
+func checkTool(s string) error {
+	if s == "" || len(s) > 64 || strings.ContainsAny(s, "/ \x00") {
+		return fmt.Errorf("%q is not the name of a program; write it without its folder, for example \"cmake\"", s)
+	}
+	return nil
+}
+
 func checkDevice(s string) error {
 	if !devicePattern.MatchString(s) {
 		return fmt.Errorf("%q is not a device; `apiary device list` shows this machine's, for example \"cpu0\" or \"cuda0\"", s)

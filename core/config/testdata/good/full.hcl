@@ -118,3 +118,7 @@ deployment "hello" {
 provisioner "pypi" {
   registry = "https://engines.example.org/simple"
 }
+
+provisioner "recipe" {
+  tools = ["cmake", "ninja"]
+}
