@@ -18,7 +18,6 @@ var defaultConfig []byte
 //
 //go:embed go.mod go.sum
 //go:embed plugins/vendor/*.go plugins/sdk/*.go plugins/sdk/wire/*.go plugins/proto/*.go plugins/proto/*/*.go plugins/proto/*/*.proto
-//go:embed examples/plugin-go/testdata/*.json examples/plugin-rust/testdata/*.json examples/plugin-assemblyscript/testdata/*.json examples/plugin-c/testdata/*.json
 //go:embed examples/plugin-go/*.go examples/plugin-go/README.md examples/plugin-go/.gitignore
 //go:embed examples/plugin-rust/src/*.rs examples/plugin-rust/Cargo.toml examples/plugin-rust/Cargo.lock
 //go:embed examples/plugin-rust/manifest.json examples/plugin-rust/README.md examples/plugin-rust/.gitignore
@@ -27,6 +26,7 @@ var defaultConfig []byte
 //go:embed examples/plugin-assemblyscript/manifest.json examples/plugin-assemblyscript/README.md examples/plugin-assemblyscript/.gitignore
 //go:embed examples/plugin-c/*.c examples/plugin-c/*.h
 //go:embed examples/plugin-c/manifest.json examples/plugin-c/README.md examples/plugin-c/.gitignore
+//go:embed examples/plugin-*/testdata/*.json
 //go:embed examples/plugin-python/*.py examples/plugin-python/requirements.txt
 //go:embed examples/plugin-python/manifest.json examples/plugin-python/README.md examples/plugin-python/.gitignore
 var sources embed.FS

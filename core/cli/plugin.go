@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -29,7 +30,7 @@ import (
 
 func (a *app) pluginCommand() *cobra.Command {
 	return a.holder("plugin", "Install and look at plugins: model vendors and worker provisioners of others",
-		a.pluginNew(), a.pluginBuild(), a.pluginCheck(), a.pluginDoctor(), a.pluginInstall(), a.pluginUpdate(), a.pluginList(), a.pluginVerify(), a.pluginRemove(), a.pluginValidate(), a.pluginPack())
+		a.pluginNew(), a.pluginBuild(), a.pluginServe(), a.pluginCheck(), a.pluginDoctor(), a.pluginInstall(), a.pluginUpdate(), a.pluginList(), a.pluginVerify(), a.pluginRemove(), a.pluginValidate(), a.pluginPack())
 }
 
 // pluginWork is what the commands about plugins work with.
@@ -172,7 +173,9 @@ func (a *app) install(ctx context.Context, w *pluginWork, source string, o insta
 		}
 	}
 	grants := c.Asked()
-	if current, ok := w.find(name); ok {
+	if current, ok := w.find(name); ok && known && w.asksAsBefore(before, c) {
+		grants = current.Grants // what the operator made of the same wishes
+	} else if ok {
 		grants.Private = current.Grants.Private // the operator's own, which no plugin asks for
 		grants.Private = slices.DeleteFunc(grants.Private, func(h string) bool { return !slices.Contains(grants.HTTP, h) })
 	}
@@ -202,6 +205,12 @@ func (a *app) install(ctx context.Context, w *pluginWork, source string, o insta
 	}
 	return a.tell("%s %s is installed, and written into %s and %s. An agent that runs uses it after its next start.",
 		name, c.Manifest.Info.Version, w.file(), filepath.Join(w.cfg.Home, config.LockName))
+}
+
+// asksAsBefore reports whether a plugin that is installed asks for what it asked for then.
+func (w *pluginWork) asksAsBefore(before *config.LockedPlugin, c *host.Candidate) bool {
+	m, err := w.shelf.Manifest(before.Packages[0].SHA256)
+	return err == nil && reflect.DeepEqual(m.Info.Requests, c.Manifest.Info.Requests)
 }
 
 // warnings is a log of what goes wrong while a plugin is asked something.

@@ -101,6 +101,8 @@ func (a *app) check(ctx context.Context, file, work string, cases conformance.Ca
 	subject := conformance.Program(spec)
 	if c.Transport == config.TransportWASM {
 		subject.Manifest = &c.Manifest
+	} else if m := manifestBeside(file); m != nil {
+		subject.Manifest = m
 	}
 	r := pluginReport{Path: file, Transport: c.Transport}
 	r.Summary = conformance.Run(ctx, subject, cases, func(result conformance.Result) {
@@ -121,6 +123,9 @@ func (a *app) specOf(file string, c *host.Candidate, work string) (process.Spec,
 	name := strings.TrimSuffix(filepath.Base(file), ".wasm")
 	spec := process.Spec{Name: name, Path: file, Store: filepath.Join(work, "programs"), ExecChild: []string{own, "exec-child"}, Log: slog.New(slog.DiscardHandler)}
 	if c.Transport != config.TransportWASM {
+		if m := manifestBeside(file); m != nil {
+			spec.TLS = m.TLS
+		}
 		return spec, nil
 	}
 	module, err := os.ReadFile(file)

@@ -24,38 +24,42 @@ class Shelf:
 
     def configure(self, request):
         try:
-            self.index = json.loads(request.get("configJson") or "{}").get("index", "")
-        except (ValueError, AttributeError):  # no object
+            self.index = json.loads(request.get("configJson") or "{}")["index"]
+        except (ValueError, KeyError, TypeError):
             self.index = ""
-        if not self.index:
+        if not self.index or not isinstance(self.index, str):
             raise apiary.Error("invalid", "no_index", "The setting index must be the URL of an index of models.", param="index")
         return {}
 
     def resolve(self, request):
         reference = request.get("reference", "")
         name = reference.removeprefix("shelf:")
-        for model in self.fetch():
-            if model.get("name") == name:
-                files = [self.file(f) for f in model.get("files", [])]
-                return {"reference": reference, "format": model.get("format", "gguf"), "files": files}
+        index = self.fetch()
+        try:
+            for model in json.loads(index)["models"]:
+                if model["name"] == name:
+                    return {"reference": reference, "format": model.get("format", "gguf"), "files": [self.file(f) for f in model["files"]]}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # what servers answer has any shape
+            raise unreadable() from None
         raise apiary.Error("not_found", "model_not_found", f"The index has no model {name}; check its name.")
 
     @staticmethod
     def file(f):
         return {
-            "path": f["path"], "role": "weights", "size": f.get("size", -1), "digests": {"sha256": f.get("sha256", "")},
+            "path": f["path"], "role": "weights", "size": int(f.get("size", -1)), "digests": {"sha256": f.get("sha256", "")},
             "sources": [{"url": f["url"], "ranges": True}],
         }
 
     def fetch(self):
-        """The models of the index. The host makes the request, and refuses servers that were not granted."""
+        """The index. The host makes the request, and refuses servers that were not granted."""
         answer = self.host.call("HttpDo", {"method": "GET", "url": self.index})
-        try:
-            if answer.get("status") != 200:
-                raise ValueError("no index")
-            return [model for model in json.loads(answer.get("body", b""))["models"] if isinstance(model, dict)]
-        except (ValueError, KeyError, TypeError, RecursionError):  # whatever a server may answer is an error for people
-            raise apiary.Error("unavailable", "no_index", "The index of models could not be read; check the setting index, or try again later.") from None
+        if answer.get("status") != 200:
+            raise unreadable()
+        return answer.get("body", b"")
+
+
+def unreadable():
+    return apiary.Error("unavailable", "no_index", "The index of models could not be read; check the setting index, or try again later.")
 
 
 if __name__ == "__main__":

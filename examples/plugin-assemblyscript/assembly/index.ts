@@ -3,6 +3,8 @@ import { Answer, allocate, callHost, fail, give, ok, quote, read, release } from
 import { Value, parse } from "./json";
 import { MANIFEST } from "./manifest";
 
+const SCHEME = "shelf:";
+
 let index = "";
 
 function handle(method: string, request: string): Answer {
@@ -39,7 +41,7 @@ function unreadable(): Answer {
 }
 
 function resolve(reference: string): Answer {
-  const name = reference.startsWith("shelf:") ? reference.substring(6) : reference;
+  const name = reference.startsWith(SCHEME) ? reference.substring(SCHEME.length) : reference;
   const head = callHost("/host.v1.Host/HttpDo", '{"method":"GET","url":' + quote(index) + "}");
   if (head.failed) return head;
   const status = parse(head.json);
