@@ -391,7 +391,8 @@ worker "echo" {
 # }
 #
 # plugin "gitea" {
-#   # Where it is. A file (a relative path begins at this file's folder) or an https URL. Required.
+#   # Where it is. A file (a relative path begins at this file's folder), an https URL, or "git::https://HOST/REPO?ref=REF"; "//FILE" behind
+#   # an archive or a repository names the file inside. Required.
 #   source = "./gitea.wasm"
 #
 #   # What it must be. One of "vendor", "provisioner". Default: as it says itself.

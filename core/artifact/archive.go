@@ -28,7 +28,7 @@ const (
 )
 
 func badArchive(format string, args ...any) error {
-	return fault.New(fault.Invalid, "bad_archive", "The archive of the engine was refused and nothing of it was installed: "+format+".", args...)
+	return fault.New(fault.Invalid, "bad_archive", "The archive was refused and nothing of it was installed: "+format+".", args...)
 }
 
 // extractor unpacks one archive below a folder. Only regular files and folders come out, with mode 0644 or 0755.

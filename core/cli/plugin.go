@@ -7,21 +7,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
-	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
-	"runtime"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/apiary-dev/apiary/core/config"
-	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/logging"
 	"github.com/apiary-dev/apiary/plugins/host"
@@ -76,12 +71,10 @@ func noPlugin(name string) error {
 func (a *app) pluginInstall() *cobra.Command {
 	var name, transport, tls string
 	var yes bool
-	c := &cobra.Command{Use: "install FILE|DIR|URL", Short: "Install a plugin, after you have seen and granted what it asks for", Args: argCount(1, 1, "FILE|DIR|URL"),
+	c := &cobra.Command{Use: "install SOURCE", Short: "Install a plugin, after you have seen and granted what it asks for",
+		Long: "Install a plugin, after you have seen and granted what it asks for.\n\nSOURCE is a file, a folder, https://HOST/FILE or git::https://HOST/REPO?ref=REF. Of an archive (.tar.gz, .tgz, .zip, or ?archive=zip),\nof a repository and of a folder the plugin inside is taken; //FILE behind the place names it. ?checksum=sha256:HEX is compared.",
+		Args: argCount(1, 1, "SOURCE"),
 		RunE: interruptible(func(ctx context.Context, args []string) error {
-			source, err := builtSource(args[0], transport)
-			if err != nil {
-				return err
-			}
 			w, err := a.openPlugins()
 			if err != nil {
 				return err
@@ -89,10 +82,15 @@ func (a *app) pluginInstall() *cobra.Command {
 			if tls != "" && tls != config.TLSNone {
 				return fault.New(fault.Invalid, "bad_flag", "--tls is none, or left out, not %q.", tls)
 			}
-			return a.install(ctx, w, source, installOptions{name: name, tls: tls, yes: yes})
+			b, err := a.bring(ctx, args[0], transport, true)
+			if err != nil {
+				return err
+			}
+			defer b.drop()
+			return a.install(ctx, w, b, installOptions{name: name, tls: tls, yes: yes})
 		})}
 	c.Flags().StringVar(&tls, "tls", "", "`none`: the program speaks plainly, on a socket in a folder of your user alone (default: as its manifest says)")
-	c.Flags().StringVar(&transport, "transport", "", "what to install from a folder: `wasm` or process (default: the module, where there is one)")
+	c.Flags().StringVar(&transport, "transport", "", "what to install from a folder or archive: `wasm` or process (default: the module, where there is one)")
 	c.Flags().StringVar(&name, "name", "", "name of its block in the configuration (default: the plugin's own name)")
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "grant what it asks for without a question")
 	return c
@@ -110,7 +108,13 @@ func (a *app) pluginUpdate() *cobra.Command {
 			if !ok {
 				return noPlugin(args[0])
 			}
-			return a.install(ctx, w, p.Source, installOptions{name: p.Name, tls: p.TLS, yes: yes})
+			b, err := a.bring(ctx, p.Source, p.Transport, false)
+			if err != nil {
+				return err
+			}
+			defer b.drop()
+			b.update = true
+			return a.install(ctx, w, b, installOptions{name: p.Name, tls: p.TLS, yes: yes})
 		})}
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "grant what it asks for without a question")
 	return c
@@ -123,20 +127,24 @@ type installOptions struct {
 	yes  bool   // no questions
 }
 
-// install takes a plugin from a source, has the operator grant what it asks for, and writes both files.
-func (a *app) install(ctx context.Context, w *pluginWork, source string, o installOptions) error {
-	name, yes := o.name, o.yes
-	source, r, err := openSource(ctx, source)
+// install takes a plugin that was brought, has the operator grant what it asks for, and writes both files. What the lock file has for
+// this platform already, as after a move to another machine, has to be that and needs no grant.
+func (a *app) install(ctx context.Context, w *pluginWork, b *brought, o installOptions) error {
+	name, yes, source := o.name, o.yes, b.source
+	r, err := os.Open(b.Path)
 	if err != nil {
-		return err
+		return fault.New(fault.Invalid, "file_unreadable", "The file %s cannot be read: %w.", b.Path, err)
 	}
 	defer func() { _ = r.Close() }()
-	beside := manifestBeside(source)
+	if err := w.agrees(b); err != nil {
+		return err // before anything of it is run
+	}
+	beside := manifestBeside(b.Path)
 	confirm := func(path string) error {
-		if yes || beside != nil {
+		if yes || beside != nil || w.agreed(source, filepath.Base(path)) {
 			return nil
 		}
-		return a.agree(fmt.Sprintf("%s is a program: it has to be run to say what it is, and then, as ever, it may do all that your user may. Run it?", filepath.Base(source)))
+		return a.agree(fmt.Sprintf("%s is a program: it has to be run to say what it is, and then, as ever, it may do all that your user may. Run it?", b.what()))
 	}
 	c, err := w.shelf.Take(ctx, r, confirm, func(ctx context.Context, path, digest string) (*vendor.StaticManifest, error) {
 		if beside != nil {
@@ -151,18 +159,24 @@ func (a *app) install(ctx context.Context, w *pluginWork, source string, o insta
 	if err != nil {
 		return err
 	}
+	for _, v := range b.Others {
+		k, err := v.Package()
+		if err != nil {
+			return err
+		}
+		c.Others = append(c.Others, k)
+	}
 	name = cmp.Or(name, c.Manifest.Info.Name)
 	before, known := w.lock.Find(name)
-	if known && before.Packages[0].SHA256 == c.Digest && before.Source == source {
-		if err := w.shelf.Verify(c.Digest); err == nil && a.inConfig(w, name) {
-			return a.tell("%s %s is installed already.", name, before.Version)
-		}
+	if known && before.Source == source && w.agreed(source, c.Digest) && a.inConfig(w, name) {
+		return a.tell("%s %s is installed already, as the lock file has it.", name, before.Version)
 	}
 	for _, p := range w.lock.Plugins {
-		if p.Name == name || len(p.Packages) == 0 {
+		k, ok := host.For(&p, herePlatform())
+		if p.Name == name || !ok {
 			continue
 		}
-		m, err := w.shelf.Manifest(p.Packages[0].SHA256)
+		m, err := w.shelf.Manifest(k.SHA256)
 		if err != nil {
 			continue // it is broken, which verify tells
 		}
@@ -194,13 +208,19 @@ func (a *app) install(ctx context.Context, w *pluginWork, source string, o insta
 	if err := config.PutPlugin(w.file(), p); err != nil {
 		return err
 	}
+	var old []config.Package
+	if known {
+		old = slices.Clone(before.Packages)
+	}
 	w.lock.Put(c.Locked(name, source, grants))
 	if err := config.WriteLock(w.cfg.Home, w.lock); err != nil {
 		return err
 	}
-	if known && before.Packages[0].SHA256 != c.Digest && !w.used(before.Packages[0].SHA256) {
-		if err := w.shelf.Remove(before.Packages[0].SHA256); err != nil {
-			return err
+	for _, k := range old {
+		if !w.used(k.SHA256) {
+			if err := w.shelf.Remove(k.SHA256); err != nil {
+				return err
+			}
 		}
 	}
 	return a.tell("%s %s is installed, and written into %s and %s. An agent that runs uses it after its next start.",
@@ -301,46 +321,6 @@ func (a *app) agree(question string) error {
 	return nil
 }
 
-// openSource opens a file or an https URL, and returns its canonical name.
-func openSource(ctx context.Context, source string) (string, io.ReadCloser, error) {
-	if !strings.Contains(source, "://") {
-		path, err := filepath.Abs(source)
-		if err != nil {
-			return "", nil, fmt.Errorf("find %s: %w", source, err)
-		}
-		f, err := os.Open(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return "", nil, fault.New(fault.NotFound, "file_not_found", "There is no file %s; give the path of a plugin, or an https URL.", path)
-		}
-		if err != nil {
-			return "", nil, fault.New(fault.Invalid, "file_unreadable", "The file %s cannot be read: %w.", path, err)
-		}
-		if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-			_ = f.Close()
-			return "", nil, fault.New(fault.Invalid, "file_unreadable", "%s is not a file; give the path of a WASM module or a program.", path)
-		}
-		return path, f, nil
-	}
-	u, err := url.Parse(source)
-	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
-		return "", nil, fault.New(fault.Invalid, "bad_source", "A plugin comes from a file or an https URL without a password, and %q is neither.", source)
-	}
-	client := egress.NewClient(egress.Options{Own: func(to *url.URL) bool { return to.Scheme == u.Scheme && to.Host == u.Host }})
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, source, nil)
-	if err != nil {
-		return "", nil, fmt.Errorf("ask for the plugin: %w", err)
-	}
-	res, err := client.Do(req)
-	if err != nil {
-		return "", nil, fault.New(fault.Unavailable, "unreachable", "The plugin could not be fetched from %s: %w.", u.Host, err)
-	}
-	if res.StatusCode != http.StatusOK {
-		_ = res.Body.Close()
-		return "", nil, fault.New(fault.NotFound, "plugin_not_found", "%s answered with %s; check the address of the plugin.", u.Host, res.Status)
-	}
-	return source, res.Body, nil
-}
-
 // pluginView is a plugin as programs see it.
 type pluginView struct {
 	Name      string        `json:"name"`
@@ -376,7 +356,7 @@ type settingView struct {
 // view looks at a plugin of the configuration. deep reads its file again.
 func (w *pluginWork) view(p config.Plugin, deep bool) pluginView {
 	v := pluginView{Name: p.Name, Source: p.Source, State: "ready", Schemes: []string{}}
-	digest, err := host.Pinned(p, w.lock, runtime.GOOS+"_"+runtime.GOARCH)
+	digest, err := host.Pinned(p, w.lock, herePlatform())
 	if err != nil {
 		v.State, v.Problem = "not installed", err.Error()
 		return v
@@ -540,12 +520,12 @@ func (a *app) pluginRemove() *cobra.Command {
 func (a *app) pluginValidate() *cobra.Command {
 	return &cobra.Command{Use: "validate FILE", Short: "Check the file of a plugin without running it", Args: argCount(1, 1, "FILE"),
 		RunE: interruptible(func(ctx context.Context, args []string) error {
-			_, f, err := openSource(ctx, args[0])
+			b, err := a.bring(ctx, args[0], "", false)
 			if err != nil {
 				return err
 			}
-			defer func() { _ = f.Close() }()
-			c, err := host.Inspect(args[0])
+			defer b.drop()
+			c, err := host.Inspect(b.Path)
 			if err != nil {
 				return err
 			}

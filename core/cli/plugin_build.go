@@ -222,36 +222,6 @@ func readManifest(dir string) (*vendor.StaticManifest, error) {
 	return m, nil
 }
 
-// builtSource is what an installation from source takes: of a folder the file that was built in it, by its transport where there are
-// several; else source itself.
-func builtSource(source, transport string) (string, error) {
-	if err := checkTransport(transport); err != nil {
-		return "", err
-	}
-	info, err := os.Stat(source)
-	if err != nil || !info.IsDir() {
-		if transport != "" {
-			return "", fault.New(fault.Invalid, "bad_flag", "--transport chooses among the files that `apiary plugin build` made in a folder, and %s is no folder; leave it out.", source)
-		}
-		return source, nil
-	}
-	modules, programs, err := builtFiles(source)
-	if err != nil {
-		return "", err
-	}
-	found := modules
-	if transport == config.TransportProcess || transport == "" && len(modules) == 0 {
-		found = programs
-	}
-	switch len(found) {
-	case 0:
-		return "", fault.New(fault.NotFound, "not_built", "Nothing that could be installed was built in %s; say `apiary plugin build %s` first.", source, source)
-	case 1:
-		return found[0], nil
-	}
-	return "", fault.New(fault.Conflict, "several_plugins", "There are several plugins in %s (%s); name the file that you want.", source, strings.Join(found, ", "))
-}
-
 // builtFiles are the modules and programs in a folder, as build names them: NAME.wasm, and NAME.
 func builtFiles(dir string) (modules, programs []string, err error) {
 	entries, err := os.ReadDir(dir)

@@ -1,7 +1,10 @@
 package cli
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"debug/elf"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"net/http"
@@ -9,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -18,7 +22,7 @@ import (
 // (host:port), EXAMPLES (their folder), PLUGIN_WASM (a plugin in C, as a module) and PLUGIN_PROGRAM (one in Go, as a program); `flip PATTERN`
 // changes the last byte of a file.
 func pluginCommands() map[string]func(*testscript.TestScript, bool, []string) {
-	return map[string]func(*testscript.TestScript, bool, []string){"shelf": scriptShelf, "flip": scriptFlip}
+	return map[string]func(*testscript.TestScript, bool, []string){"shelf": scriptShelf, "flip": scriptFlip, "platforms": scriptPlatforms}
 }
 
 func scriptShelf(ts *testscript.TestScript, _ bool, _ []string) {
@@ -76,4 +80,23 @@ func scriptFlip(ts *testscript.TestScript, _ bool, args []string) {
 	raw[len(raw)-1] ^= 1
 	ts.Check(os.Chmod(found[0], 0o700))
 	ts.Check(os.WriteFile(found[0], raw, 0o500))
+}
+
+// scriptPlatforms makes a folder with the program of the example for this machine, and with something that is one for another machine.
+func scriptPlatforms(ts *testscript.TestScript, _ bool, args []string) {
+	dir := ts.MkAbs(args[0])
+	ts.Check(os.MkdirAll(dir, 0o700))
+	own, err := os.ReadFile(ts.Getenv("PLUGIN_PROGRAM"))
+	ts.Check(err)
+	ts.Check(os.WriteFile(filepath.Join(dir, "index_"+runtime.GOOS+"_"+runtime.GOARCH), own, 0o700))
+	machine, other := elf.EM_AARCH64, "arm64"
+	if runtime.GOARCH == other {
+		machine, other = elf.EM_X86_64, "amd64"
+	}
+	var head bytes.Buffer
+	ts.Check(binary.Write(&head, binary.LittleEndian, elf.Header64{
+		Ident: [16]byte{0x7f, 'E', 'L', 'F', 2, 1, 1}, Type: uint16(elf.ET_EXEC), Machine: uint16(machine), Version: 1, Entry: 0x400000, Ehsize: 64,
+	}))
+	ts.Check(os.WriteFile(filepath.Join(dir, "index_linux_"+other), head.Bytes(), 0o700))
+	ts.Setenv("GOARCH_HERE", runtime.GOARCH)
 }

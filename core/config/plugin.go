@@ -81,7 +81,7 @@ const DefaultPluginMemory = 64 * contract.MiB
 func pluginSchema(p *Plugin) *block {
 	return &block{name: "plugin", label: p.Name,
 		options: []option{
-			text("source", `A file or a URL is needed, for example "./gitea.wasm".`, &p.Source, nil),
+			text("source", `A file, an https URL or a git:: address is needed, for example "./gitea.wasm".`, &p.Source, nil),
 			text("kind", `One of "vendor", "provisioner" is needed, for example "vendor".`, &p.Kind, oneOfTexts(vendor.KindVendor, vendor.KindProvisioner)),
 			text("version", `A version is needed, for example "1.2.0".`, &p.Version, pattern(versionPattern, "a version such as 1.2.0")),
 			text("sha256", "The SHA-256 of the file in hexadecimal is needed.", &p.SHA256, pattern(sha256Pattern, "a SHA-256 of 64 lower-case hexadecimal digits")),

@@ -17,10 +17,11 @@ import (
 
 // Candidate is a file that may become a plugin: it is on the shelf and said what it is.
 type Candidate struct {
-	Digest    string // SHA-256
-	Size      int64  // bytes
-	Transport string // config.TransportWASM or config.TransportProcess
-	Platform  string // of the lock file's package
+	Digest    string           // SHA-256
+	Size      int64            // bytes
+	Transport string           // config.TransportWASM or config.TransportProcess
+	Platform  string           // of the lock file's package
+	Others    []config.Package // the same plugin for other platforms
 	Manifest  vendor.StaticManifest
 }
 
@@ -180,8 +181,16 @@ func (c *Candidate) Locked(name, source string, grants config.Grants) config.Loc
 	i := c.Manifest.Info
 	return config.LockedPlugin{
 		Name: name, Source: source, Version: i.Version, Kind: i.Kind, Contract: c.Manifest.Contract, Grants: grants,
-		Packages: []config.Package{{Platform: c.Platform, Size: contract.Bytes(c.Size), SHA256: c.Digest}},
+		Packages: append([]config.Package{{Platform: c.Platform, Size: contract.Bytes(c.Size), SHA256: c.Digest}}, c.Others...),
 	}
+}
+
+// For is the package of a plugin that runs on a platform: the module, or the program for it.
+func For(p *config.LockedPlugin, platform string) (*config.Package, bool) {
+	if k, ok := p.Package(config.PlatformWASM); ok {
+		return k, true
+	}
+	return p.Package(platform)
 }
 
 // Pinned finds the file of a plugin of the configuration that may run here: the digest of the block, or else that of the lock
@@ -200,10 +209,7 @@ func Pinned(p config.Plugin, l *config.Lock, platform string) (digest string, er
 	if p.Kind != "" && p.Kind != locked.Kind {
 		return "", fault.New(fault.Invalid, "plugin_kind", "The configuration says that the plugin %s is a %s; it is a %s.", p.Name, p.Kind, locked.Kind)
 	}
-	k, ok := locked.Package(config.PlatformWASM)
-	if !ok {
-		k, ok = locked.Package(platform)
-	}
+	k, ok := For(locked, platform)
 	switch {
 	case !ok:
 		return "", fault.New(fault.Invalid, "wrong_platform", "The plugin %s is not installed for %s; say `apiary plugin install %s` on such a machine.", p.Name, platform, p.Source)

@@ -177,14 +177,12 @@ func Nature(path string) (transport, platform string, err error) {
 		if err != nil {
 			return "", "", fault.New(fault.Invalid, "not_a_plugin", "%s begins like a program for Linux, but is none: %w.", filepath.Base(path), err)
 		}
-		arch := map[elf.Machine]string{elf.EM_X86_64: "amd64", elf.EM_AARCH64: "arm64", elf.EM_ARM: "arm", elf.EM_RISCV: "riscv64"}[x.Machine]
-		return native(path, "linux_"+arch, here)
+		return native(path, elfPlatform(x), here)
 	case strings.HasPrefix(string(head), "#!"):
 		return "process", here, nil
 	}
 	if x, err := macho.NewFile(f); err == nil {
-		arch := map[macho.Cpu]string{macho.CpuAmd64: "amd64", macho.CpuArm64: "arm64"}[x.Cpu]
-		return native(path, "darwin_"+arch, here)
+		return native(path, machoPlatform(x), here)
 	}
 	return "", "", fault.New(fault.Invalid, "not_a_plugin", "%s is neither a WASM module nor a program: it begins with %q.", filepath.Base(path), head)
 }
