@@ -40,9 +40,19 @@ func TestFailures(t *testing.T) {
 	expect(t, past(Past{}))
 	failed.LastUsed = 900 * time.Second
 	expect(t, past(Past{}), "spawn chat#0 h1/cuda0 generation 2")
+	// What no worker has shown to work waits as a whole, however it came to be asked for.
+	d = Deployment{Name: "chat", Waiting: 3}
+	in = trio().with(d)
+	in.Past = []Past{{Model: "m-smol", Place: here, Until: 1020 * time.Second, Crashed: true}}
+	expect(t, in, "short chat 1 back_off")
+	in.Past[0].Crashed = false // a hive refused: another one may not
+	expect(t, in, "spawn chat#0 h1/cuda1")
 	// The back-off of one replica does not hold up the others.
 	d = Deployment{Name: "chat", Min: 2}
 	expect(t, past(Past{Until: 1020 * time.Second}), "spawn chat#1 h1/cuda1", "short chat 1 back_off")
+	in = past(Past{Until: 1020 * time.Second, Crashed: true}).and(at("v", "chat", 2, "h1/cuda1", gib))
+	in.Deployments[0].Min = 3
+	expect(t, in, "spawn chat#1 h1/cuda1", "short chat 1 back_off")
 }
 
 func TestOutOfMemory(t *testing.T) {

@@ -13,8 +13,8 @@
 //	}
 //
 // It does so after each change that matters (a worker appeared, ended or changed its state, a hive came, went or was drained, a
-// deployment was applied, a request found no worker) and at Plan.Next, not before the startup grace is over, and never two at a
-// time. Models without a deployment that are served on demand are deployments to this package: Min 0, Max 1, an idle TTL.
+// deployment was applied, a request found no worker, a Pressure changed) and at Plan.Next, at most once a second or so, not before
+// the startup grace is over, and never two at a time. Models without a deployment that are served on demand are deployments to this package: Min 0, Max 1, an idle TTL.
 //
 // Every queen plans for the whole cluster and carries out only what it owns, so queens that know the same agree without asking
 // each other. Where they know different things, the hive's fence (Action.Key, Action.Generation) and its own look at its memory
@@ -25,10 +25,14 @@
 // After names workers waits until they are gone; it needs no memory of its own, because the next plan repeats it. A worker that
 // crashed, or is lost, stays in the Input until its replica runs again: that is how the wish for it survives.
 //
-// Numbers that several queens must see alike come from beats: a worker's LastUsed is when it last had a busy slot or made
-// progress, and Deployment.Waiting counts the waiting requests of all queens. A queen keeps one Pressure for each deployment and
-// calls Observe once a second.
+// What several queens must see alike comes from beats: Replica and Generation from the worker's spawn key and generation, Spec from what
+// it was started with, LastUsed from when it last had a busy slot or made progress. Deployment.Waiting counts the waiting requests of all
+// queens. A queen keeps one Pressure for each deployment and calls Observe once a second.
 //
-// Failures are counted by the registry: a Past is its Verdict for the slot. The registry's own wish to start a worker again is to
-// be answered with Release for workers of deployments: the plan does that.
+// Failures are counted by the registry: a Past is its Verdict for the slot, while that does not allow a spawn. The registry's own wish to
+// start a worker again is to be answered with Release for workers of deployments, and its EffectSurplus to be left alone: the plan does
+// both. A spawn that a hive answers with the process of a worker that is silent has failed (registry.SpawnFailed), so that it is not
+// repeated at once.
+//
+// The simulation in core/testutil/clustersim has a queen that does all this, in a few hundred lines.
 package placement

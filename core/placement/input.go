@@ -156,6 +156,7 @@ type Past struct {
 	Model   string
 	Place   Place
 	Until   time.Duration // none is started before; 0: at once
+	Crashed bool          // the last one ended by itself, rather than being refused
 	Loop    bool          // it keeps crashing, and Until ends the crash loop
 	NoFit   bool          // it was killed for want of memory too often
 	OOMs    int           // kills for want of memory in a row

@@ -260,7 +260,7 @@ func (pl *planner) endRemoved() {
 // endSurplus ends the newer ones of the workers that run for one replica, as after a split, once one of them serves. Clients have
 // their conversations with the older one.
 func (pl *planner) endSurplus(d *deployment) {
-	for _, n := range d.numbers() {
+	for _, n := range d.order {
 		r := d.replicas[n]
 		for _, list := range [][]*Worker{slices.Clone(r.current), slices.Clone(r.stale)} {
 			i := slices.IndexFunc(list, func(w *Worker) bool { return w.State == StateReady })
@@ -278,7 +278,7 @@ func (pl *planner) endSurplus(d *deployment) {
 
 // endOld ends the workers whose successor has served for a while.
 func (pl *planner) endOld(d *deployment) {
-	for _, n := range d.numbers() {
+	for _, n := range d.order {
 		r := d.replicas[n]
 		i := slices.IndexFunc(r.current, func(w *Worker) bool { return w.State == StateReady })
 		if i < 0 || len(r.stale) == 0 {
@@ -328,7 +328,7 @@ func (pl *planner) unload(d *deployment) {
 	if d.IdleTTL <= 0 || d.Waiting > 0 || d.Pressure.QueuedSince != 0 {
 		return
 	}
-	for _, n := range d.numbers() {
+	for _, n := range d.order {
 		r := d.replicas[n]
 		for _, w := range slices.Concat(r.stale, r.current) {
 			if w.State != StateReady || w.Busy > 0 || w.Queue > 0 || d.present() <= pl.wanted(d) {
@@ -356,7 +356,7 @@ func (pl *planner) dispensable(d *deployment) *Worker {
 		}
 		return out
 	}
-	for _, n := range d.numbers() {
+	for _, n := range d.order {
 		r := d.replicas[n]
 		all := slices.Concat(r.current, r.stale)
 		if len(all) != 1 { // a replica in the middle of a change
@@ -375,7 +375,7 @@ func (pl *planner) dispensable(d *deployment) *Worker {
 
 // resume starts the successors of workers that end before them for want of room: that room is theirs, whoever else would like it.
 func (pl *planner) resume(d *deployment) {
-	for _, n := range d.numbers() {
+	for _, n := range d.order {
 		r := d.replicas[n]
 		if r.present() || d.present() >= min(pl.wanted(d), pl.limit(d)) {
 			continue
@@ -418,7 +418,7 @@ func (pl *planner) fill(d *deployment) {
 
 // vacant is the number of the next replica to start: one that lost its worker, or the smallest that is free.
 func (d *deployment) vacant(not map[int]bool) (int, *replica) {
-	for _, n := range d.numbers() {
+	for _, n := range d.order {
 		if r := d.replicas[n]; !not[n] && !r.present() && len(r.gone) > 0 {
 			return n, r
 		}

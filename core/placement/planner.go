@@ -47,6 +47,7 @@ type deployment struct {
 	*Deployment
 	model    *Model
 	replicas map[int]*replica
+	order    []int            // the numbers of replicas
 	opinions map[int]*Opinion // by dev.index
 	allowed  map[int]string   // by dev.index: why a worker may not stay there
 	onHive   map[string]int
@@ -212,6 +213,8 @@ func (pl *planner) enlist(d *deployment, w *Worker) {
 	if r == nil {
 		r = &replica{}
 		d.replicas[w.Replica] = r
+		i, _ := slices.BinarySearch(d.order, w.Replica)
+		d.order = slices.Insert(d.order, i, w.Replica)
 	}
 	// Where requests wait and nobody serves or is about to, a silent worker is not waited for.
 	forsaken := w.State == StateDown && d.Waiting > 0 && d.serving+d.starting == 0
@@ -290,16 +293,6 @@ func (d *deployment) present() int {
 		}
 	}
 	return n
-}
-
-// numbers returns the numbers of the replicas, ordered.
-func (d *deployment) numbers() []int {
-	out := make([]int, 0, len(d.replicas))
-	for n := range d.replicas {
-		out = append(out, n)
-	}
-	slices.Sort(out)
-	return out
 }
 
 // floor is the number of replicas that the deployment always has.

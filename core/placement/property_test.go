@@ -2,7 +2,6 @@ package placement
 
 import (
 	"fmt"
-	"maps"
 	"reflect"
 	"slices"
 	"testing"
@@ -82,6 +81,19 @@ func drawInput(t *rapid.T) Input {
 	for i := range in.Workers {
 		if num(0, 9, "fate") == 0 {
 			in.Workers[i].State = rapid.SampledFrom([]State{StateDown, StateLost, StateFailed, StateStarting}).Draw(t, "state")
+		}
+	}
+	for i := range in.Hives {
+		for _, d := range in.Hives[i].Devices {
+			for _, m := range in.Models {
+				if num(0, 9, "past") == 0 {
+					in.Past = append(in.Past, Past{Model: m.ID, Place: Place{in.Hives[i].ID, d.ID}, Until: time.Duration(num(0, 120, "until")) * time.Minute, Loop: flip("loop"),
+						Crashed: flip("crashed"), NoFit: num(0, 3, "no fit") == 0, OOMs: num(0, 2, "ooms"), Context: 4096})
+				}
+				if num(0, 9, "peak") == 0 {
+					in.Peaks = append(in.Peaks, Peak{Model: m.ID, Context: 8192, Place: Place{in.Hives[i].ID, d.ID}, Bytes: contract.Bytes(num(1, 16, "peak")) * gib / 2})
+				}
+			}
 		}
 	}
 	for i := range in.Hives {
@@ -186,7 +198,7 @@ func checkPlan(t *rapid.T, in Input, p Plan) {
 	}
 	used, waits := map[Place]contract.Bytes{}, map[Place]bool{}
 	before, stops := map[Place]contract.Bytes{}, map[string]bool{}
-	present := map[string]int{}
+	present, runs, had := map[string]int{}, map[string]int{}, map[string]int{}
 	for _, w := range in.Workers {
 		if w.State != StateFailed {
 			at := Place{w.Hive, w.Devices[0]}
@@ -195,9 +207,11 @@ func checkPlan(t *rapid.T, in Input, p Plan) {
 		}
 		if w.State == StateReady || w.State == StateStarting || w.State == StateDown {
 			present[w.Deployment]++
+			if runs[Key(w.Deployment, w.Replica)]++; runs[Key(w.Deployment, w.Replica)] == 1 {
+				had[w.Deployment]++
+			}
 		}
 	}
-	had := maps.Clone(present)
 	surging := map[string]int{}
 	for _, a := range p.Actions {
 		if a.Reason == "" || a.Owner == "" || a.Code == "" {
@@ -303,6 +317,8 @@ func TestOrderDoesNotMatter(t *testing.T) {
 		in.Models = rapid.Permutation(in.Models).Draw(t, "models")
 		in.Deployments = rapid.Permutation(in.Deployments).Draw(t, "deployments")
 		in.Workers = rapid.Permutation(in.Workers).Draw(t, "workers")
+		in.Past = rapid.Permutation(in.Past).Draw(t, "past")
+		in.Peaks = rapid.Permutation(in.Peaks).Draw(t, "peaks")
 		in.Queens = rapid.Permutation(in.Queens).Draw(t, "queens")
 		before := fmt.Sprintf("%+v", in.Workers)
 		if q := Make(in); !reflect.DeepEqual(p, q) {

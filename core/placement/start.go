@@ -1,6 +1,7 @@
 package placement
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -62,6 +63,23 @@ func (pl *planner) blocked(d *deployment, n int, essential bool) bool {
 			}
 		}
 	}
+	// Where nobody shows that the model works, it is the model that waits, not the device: else it would crash everywhere in turn.
+	if d.serving > 0 {
+		return false
+	}
+	var wait *Past
+	for i := range pl.in.Past {
+		p := &pl.in.Past[i]
+		v := pl.byPlace[p.Place]
+		if p.Model == d.Model && p.Crashed && p.Until > pl.in.Now && v != nil && pl.filter(d, n, v) == ShortBackOff &&
+			(wait == nil || cmp.Or(cmp.Compare(p.Until, wait.Until), cmp.Compare(v.index, pl.byPlace[wait.Place].index)) < 0) {
+			wait = p
+		}
+	}
+	if wait != nil {
+		return tell(ShortBackOff, fmt.Sprintf("%s is started again on %s in %s, because its last worker failed (%s).", Key(d.Name, n), pl.name(wait.Place),
+			short(wait.Until-pl.in.Now), orElse(wait.Reason, "no reason given")), wait.Until)
+	}
 	return false
 }
 
@@ -80,12 +98,7 @@ func (pl *planner) begin(d *deployment, n int, kind Kind, code string, c *candid
 		a.From = pl.holder(d.Model)
 	}
 	if c.tier != tierNow {
-		for _, w := range c.v.pool.workers {
-			if w.State == StateDraining {
-				a.After = append(a.After, w.ID)
-			}
-		}
-		slices.Sort(a.After)
+		a.After = pl.leavers(c, key)
 	}
 	a.Reason = pl.startText(d, n, code, c, &a)
 	w := &Worker{Deployment: d.Name, Replica: n, Generation: a.Generation, Model: d.Model, Engine: d.Engine, Hive: c.v.place.Hive,
@@ -111,6 +124,25 @@ func (pl *planner) generation(d *deployment, n int, at Place) int64 {
 		return 1
 	}
 	return newest.Generation + 1
+}
+
+// leavers names the draining workers whose end gives a candidate its room: those of the replica itself first, and no more than it takes.
+func (pl *planner) leavers(c *candidate, key string) []string {
+	room := c.v.pool.room()
+	if c.again != nil {
+		room += pl.held(c.again)
+	}
+	var out []string
+	for _, own := range [2]bool{true, false} {
+		for _, w := range c.v.pool.workers {
+			if w.State == StateDraining && (Key(w.Deployment, w.Replica) == key) == own && room < c.need {
+				out = append(out, w.ID)
+				room += pl.held(w)
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // newestOf is the replica's worker of the newest generation; nil: it had none.
@@ -151,7 +183,7 @@ func (pl *planner) holder(model string) string {
 // place where there is not.
 func (pl *planner) change(d *deployment) {
 	var old *Worker
-	for _, n := range d.numbers() {
+	for _, n := range d.order {
 		r := d.replicas[n]
 		if len(r.stale) > 0 && len(r.current) > 0 || !r.present() && len(r.leaving) > 0 {
 			return // one at a time
@@ -182,6 +214,13 @@ func (pl *planner) change(d *deployment) {
 		c, no := pl.consider(d, old.Replica, v, false, true)
 		v.pool.stay(held)
 		if no == "" {
+			// Once it is gone nobody may be left to show that the model works: what would keep its successor waiting then, keeps it now.
+			d.serving--
+			waits := pl.blocked(d, old.Replica, true)
+			d.serving++
+			if waits {
+				return
+			}
 			if d.present() > pl.wanted(d) && d.Waiting == 0 {
 				pl.stop(Action{Code: code, Reason: fmt.Sprintf("Worker %s is drained, and its successor starts when one is needed, because there is no room for both: %s.",
 					old.ID, pl.staleText(d, old, code))}, old)
