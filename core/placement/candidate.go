@@ -42,7 +42,7 @@ func (pl *planner) filter(d *deployment, n int, v *dev) string {
 	}
 	if p := pl.pastOf(d, v.place); p != nil {
 		switch {
-		case p.NoFit || len(pl.contexts(d, p)) == 0:
+		case len(pl.contexts(d, p)) == 0:
 			return notRemembers
 		case p.Loop && p.Until > pl.in.Now:
 			return ShortCrashLoop
@@ -73,6 +73,7 @@ type candidate struct {
 	room    int64
 	tier    int
 	again   *Worker // the replica's silent worker, which may still be there; nil: there is none
+	shrunk  bool    // with a smaller context, after a kill for want of memory
 	prefer  bool
 	onHive  int // replicas of the deployment on the hive
 	fetch   contract.Bytes
@@ -89,7 +90,7 @@ func (pl *planner) consider(d *deployment, n int, v *dev, evict, essential bool)
 		return c, code
 	}
 	past := pl.pastOf(d, v.place)
-	c = candidate{v: v, prefer: d.opinion(v).Prefer, onHive: d.onHive[v.place.Hive], lacks: d.Engine != "" && !v.hive.Holds[d.Engine]}
+	c = candidate{v: v, shrunk: past.killed(d), prefer: d.opinion(v).Prefer, onHive: d.onHive[v.place.Hive], lacks: d.Engine != "" && !v.hive.Holds[d.Engine]}
 	if !v.hive.Holds[d.Model] {
 		c.fetch = d.model.Bytes
 	}
@@ -139,7 +140,7 @@ func (pl *planner) silent(d *deployment, n int, v *dev) *Worker {
 }
 
 // better orders candidates: those that have room before those that must wait for it, and these before those that cost others their
-// place; those where a worker of the replica fell silent last; then what the deployment prefers, the hives with the fewest replicas where it is to be spread, accelerators, hives that hold
+// place; those where a worker of the replica fell silent, or one was killed for want of memory, last; then what the deployment prefers, the hives with the fewest replicas where it is to be spread, accelerators, hives that hold
 // the bytes; then the fullest device that will do, or the emptiest for one that is spread.
 func (d *deployment) better(a, b *candidate) int {
 	yes := func(x, y bool) int { // true first
@@ -151,7 +152,7 @@ func (d *deployment) better(a, b *candidate) int {
 		}
 		return 1
 	}
-	c := cmp.Or(cmp.Compare(a.tier, b.tier), yes(a.again == nil, b.again == nil), yes(!a.breaks, !b.breaks), cmp.Compare(a.rank, b.rank), yes(a.prefer, b.prefer))
+	c := cmp.Or(cmp.Compare(a.tier, b.tier), yes(a.again == nil, b.again == nil), yes(!a.shrunk, !b.shrunk), yes(!a.breaks, !b.breaks), cmp.Compare(a.rank, b.rank), yes(a.prefer, b.prefer))
 	if c == 0 && d.Spread {
 		c = cmp.Compare(a.onHive, b.onHive)
 	}
@@ -220,6 +221,9 @@ func (pl *planner) victims(d *deployment, v *dev, lack int64, essential, breaks 
 			continue
 		}
 		if vd.Priority == d.Priority && (!essential || vd.Waiting > 0 || pl.idle(w) < pl.p.EvictIdle) {
+			if essential {
+				pl.wake(max(w.LastUsed, w.ReadyAt) + pl.p.EvictIdle)
+			}
 			continue
 		}
 		all = append(all, victim{w, vd, pl.held(w), pl.worth(w)})

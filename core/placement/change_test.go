@@ -74,6 +74,19 @@ func TestOutOfMemory(t *testing.T) {
 	}
 }
 
+// TestOutOfMemoryElsewhere: a device on which nobody was killed comes first; a smaller deployment forgets; an engine that chose the context
+// itself is given half of what it will have chosen.
+func TestOutOfMemoryElsewhere(t *testing.T) {
+	d := Deployment{Name: "mid", Model: "m-mid", Min: 1, Judge: only("cuda")}
+	in := trio().with(d)
+	in.Past = []Past{{Model: "m-mid", Place: Place{"h1", "cuda0"}, OOMs: 1}}
+	expect(t, in, "spawn mid#0 h1/cuda1")
+	in.Past = append(in.Past, Past{Model: "m-mid", Place: Place{"h1", "cuda1"}, NoFit: true, Context: 8192})
+	expect(t, in, "spawn mid#0 h1/cuda0 context 4096")
+	in.Deployments[0].Context = 4096
+	expect(t, in, "spawn mid#0 h1/cuda1 context 4096")
+}
+
 func TestSilence(t *testing.T) {
 	d := Deployment{Name: "chat", Min: 1, Judge: only("cpu")}
 	w := at("w", "chat", 0, "h2/cpu0", gib)
@@ -172,7 +185,7 @@ func TestRollingChange(t *testing.T) {
 	t.Run("one on demand that is idle just goes", func(t *testing.T) {
 		one := Deployment{Name: "chat", Spec: "s2", IdleTTL: time.Hour}
 		in := trio().with(one).and(w0)
-		expect(t, in, "stop w0 new_generation (downtime)")
+		expect(t, in, "stop w0 new_generation")
 		in.Workers[0].LastUsed = 990 * time.Second
 		expect(t, in, "surge chat#0 h1/cuda0 generation 2")
 	})

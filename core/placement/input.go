@@ -72,7 +72,7 @@ type Model struct {
 	ID         string         // pinned, or the reference of one that nobody has fetched yet
 	Name       string         // as people know it: "big-coder"
 	Variant    string         // its quantisation, for texts; may be empty
-	Bytes      contract.Bytes // of its files: what a fetch transfers
+	Bytes      contract.Bytes // of its files: what a fetch transfers; one of unknown size is to be resolved first, for 0 fits everywhere
 	MaxContext int            // tokens that it was trained for; 0: not known
 	Estimate   Estimate
 	Variants   []Variant

@@ -129,24 +129,31 @@ func first(list []string) string {
 // contexts lists the contexts that a worker of the deployment may have at a place, the most wanted first. It is empty where none is
 // left after kills for want of memory.
 func (pl *planner) contexts(d *deployment, past *Past) []int {
-	from := d.Context
-	if past != nil && past.OOMs > 0 {
+	if past.killed(d) {
 		c := past.Context
 		if c == 0 {
-			c = pl.autoContext(d)
+			if c = pl.autoContext(d); d.Context == 0 && d.model.Estimate.PerToken == 0 {
+				c = min(c, pl.p.AutoContext) // what engines choose by themselves
+			}
 		}
-		if c /= 2; past.OOMs > 1 || c < pl.p.MinContext || d.model.Estimate.PerToken == 0 {
+		if c /= 2; past.NoFit || past.OOMs > 1 || c < pl.p.MinContext {
 			return nil
 		}
 		return []int{c}
 	}
 	switch {
-	case from > 0:
-		return []int{from}
+	case d.Context > 0:
+		return []int{d.Context}
 	case d.model.Estimate.PerToken == 0:
 		return []int{0} // the engine chooses
 	}
 	return pl.ladder(pl.autoContext(d))
+}
+
+// killed reports whether workers like those of the deployment were killed for want of memory. Those with a larger context than it asks for
+// now say nothing of it.
+func (p *Past) killed(d *deployment) bool {
+	return p != nil && (p.NoFit || p.OOMs > 0) && (d.Context == 0 || p.Context <= d.Context)
 }
 
 func (pl *planner) autoContext(d *deployment) int {

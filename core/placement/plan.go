@@ -44,7 +44,7 @@ type Action struct {
 	// Of Stop and Evict.
 	WorkerID string
 	For      string // the deployment that gets the room
-	Downtime bool   // nobody serves the deployment until its next worker is ready
+	Downtime bool   // nobody serves the deployment, which must be served, until its next worker is ready
 }
 
 // Codes of actions.
@@ -238,7 +238,7 @@ func (pl *planner) stop(a Action, w *Worker) {
 			d.starting--
 		}
 		d.draining++
-		a.Downtime = a.Code != CodeRemoved && d.serving == 0 && w.State == StateReady
+		a.Downtime = w.State == StateReady && d.serving == 0 && pl.wanted(d) > 0
 	}
 	w.State = StateDraining
 	pl.plan.Actions = append(pl.plan.Actions, a)

@@ -73,6 +73,25 @@ func TestWhereReplicasGo(t *testing.T) {
 		in.Hives[0].Devices[0].MemoryFree = 5 * gib
 		expect(t, in, "spawn b#0 h1/cuda1")
 	})
+	t.Run("what is measured has not seen those that load, nor those of this plan", func(t *testing.T) {
+		in := trio().with(Deployment{Name: "a", Min: 1}, Deployment{Name: "b", Min: 2, Model: "m-mid", Judge: func(_ *Hive, d *Device) Opinion {
+			if d.ID != "cuda0" {
+				return Opinion{Excluded: "excluded"}
+			}
+			return Opinion{}
+		}})
+		in.Hives[0].Devices[0].MemoryFree = 12 * gib
+		expect(t, in, "spawn a#0 h1/cuda0", "spawn b#0 h1/cuda0", "short b 1 does_not_fit")
+		w := at("w", "a", 0, "h1/cuda0", 8*gib)
+		w.State = StateStarting
+		in.Workers = in.and(w).Workers
+		in.Hives[0].Devices[0].MemoryFree = 12 * gib
+		expect(t, in, "short b 2 does_not_fit")
+		in.Workers[0].State, in.Workers[0].ReadyAt = StateReady, 998*time.Second
+		expect(t, in, "spawn b#0 h1/cuda0", "short b 1 does_not_fit")
+		in.Workers[0].ReadyAt = 1000 * time.Second // later than the measurement
+		expect(t, in, "short b 2 does_not_fit")
+	})
 	t.Run("devices of one pool share it", func(t *testing.T) {
 		in := trio().with(Deployment{Name: "a", Min: 2, Model: "m-mid"})
 		in.Hives = in.Hives[1:2]
@@ -160,7 +179,7 @@ func TestOnDemand(t *testing.T) {
 		t.Errorf("looks again at %s", p.Next)
 	}
 	w.ReadyAt = 50 * time.Second
-	expect(t, trio().with(d).and(w), "stop w0 idle (downtime)")
+	expect(t, trio().with(d).and(w), "stop w0 idle")
 	w.LastUsed = 990 * time.Second
 	expect(t, trio().with(d).and(w))
 	w.LastUsed, w.Busy = 0, 1
@@ -249,15 +268,15 @@ func TestEviction(t *testing.T) {
 	t.Run("the lowest priority, then what is worth least", func(t *testing.T) {
 		in := base(Deployment{Name: "new", Model: "m-mid", Min: 1, Priority: 5, Judge: only("cuda")}, Deployment{Name: "a", Priority: 1}, Deployment{Name: "b"}).
 			and(old("wa", "a", "h1/cuda0", idle), old("wb", "b", "h1/cuda1", idle))
-		p := expect(t, in, "evict wb makes_room (downtime)", "spawn new#0 h1/cuda1 after wb")
+		p := expect(t, in, "evict wb makes_room", "spawn new#0 h1/cuda1 after wb")
 		if p.Actions[0].For != "new" || p.Actions[0].Owner != p.Actions[1].Owner {
 			t.Errorf("%+v", p.Actions[0])
 		}
 		in.Deployments[0].Priority = 0
 		in.Workers[0].LastUsed = 800 * time.Second
-		expect(t, in, "evict wa makes_room (downtime)", "spawn new#0 h1/cuda0 after wa")
+		expect(t, in, "evict wa makes_room", "spawn new#0 h1/cuda0 after wa")
 		in.Hives[0].Holds["m-smol"] = false // both would have to be fetched again: the same choice
-		expect(t, in, "evict wa makes_room (downtime)", "spawn new#0 h1/cuda0 after wa")
+		expect(t, in, "evict wa makes_room", "spawn new#0 h1/cuda0 after wa")
 		// While it drains the plan stays the same, and nobody else is evicted.
 		in.Workers[0].State = StateDraining
 		expect(t, in, "spawn new#0 h1/cuda0 after wa")
@@ -265,7 +284,7 @@ func TestEviction(t *testing.T) {
 	t.Run("no more than needed", func(t *testing.T) {
 		in := base(need, Deployment{Name: "a"}, Deployment{Name: "b"}, Deployment{Name: "c"}).and(at("wa", "a", 0, "h1/cuda0", 2*gib), at("wb", "b", 0, "h1/cuda0", 12*gib),
 			at("wc", "c", 0, "h1/cuda0", 9*gib), at("x", "", 0, "h1/cuda1", 22*gib))
-		expect(t, in, "evict wa makes_room (downtime)", "evict wc makes_room (downtime)", "spawn new#0 h1/cuda0 after wa,wc")
+		expect(t, in, "evict wa makes_room", "evict wc makes_room", "spawn new#0 h1/cuda0 after wa,wc")
 	})
 	for name, c := range map[string]struct {
 		victim Deployment
@@ -289,7 +308,10 @@ func TestEviction(t *testing.T) {
 				c.worker(&w)
 			}
 			in := base(need, c.victim).and(w, at("x", "", 0, "h1/cuda1", 20*gib))
-			expect(t, in, "short new 1 does_not_fit")
+			p := expect(t, in, "short new 1 does_not_fit")
+			if want := map[string]time.Duration{"used a moment ago": 1050 * time.Second}[name]; p.Next != want {
+				t.Errorf("looks again at %s", p.Next)
+			}
 		})
 	}
 	t.Run("a higher priority takes the last replica for one that must be, and only then", func(t *testing.T) {
@@ -309,6 +331,6 @@ func TestEviction(t *testing.T) {
 		in := base(d, Deployment{Name: "old"}).and(old("w", "old", "h1/cuda0", idle), at("x", "", 0, "h1/cuda1", 22*gib), at("n", "new", 0, "h1/cpu0", gib))
 		in.Deployments[1].Judge = nil
 		crowd(in)
-		expect(t, in, "evict w makes_room (downtime)", "spawn new#1 h1/cuda0 after w")
+		expect(t, in, "evict w makes_room", "spawn new#1 h1/cuda0 after w")
 	})
 }

@@ -126,7 +126,7 @@ func (pl *planner) startText(d *deployment, n int, code string, c *candidate, a 
 	} else {
 		b.WriteString(": it needs no memory worth mentioning")
 	}
-	if d.model.Estimate.PerToken > 0 && c.context > 0 && c.context < pl.autoContext(d) {
+	if c.context > 0 && c.context < pl.autoContext(d) {
 		fmt.Fprintf(&b, " with a context of %s tokens, as more does not fit", thousands(c.context))
 	}
 	switch {

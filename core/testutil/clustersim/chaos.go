@@ -100,6 +100,9 @@ func (w *world) misfortune() {
 		d := &w.deps[w.rnd.IntN(len(w.deps))]
 		w.load[d.Name] = w.rnd.IntN(12)
 	case 14:
+		happened("another program takes memory")
+		h.foreign = contract.Bytes(w.rnd.IntN(4)) * contract.GiB
+	case 15:
 		d := &w.deps[w.rnd.IntN(len(w.deps))]
 		happened("deployment changes")
 		w.epoch++
@@ -112,7 +115,7 @@ func (w *world) calm() {
 	w.faults = faults{}
 	w.load = map[string]int{}
 	for _, h := range w.hives {
-		h.paused = 0
+		h.paused, h.foreign = 0, 0
 		if !h.up {
 			w.startAgent(h, false)
 		}

@@ -154,6 +154,7 @@ func (c *crowd) beat(b *contract.Heartbeat) {
 func (c *crowd) hiveBeats() {
 	for i := range c.hb {
 		c.hb[i].Sequence++
+		c.q.devices[c.hb[i].ID] = c.w.hives[i].devices
 		c.q.m.Step(c.w.now, registry.HiveBeat{Beat: c.hb[i]})
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
@@ -25,7 +24,8 @@ type queen struct {
 	m        *registry.Machine
 	specs    map[string]string // of workers, as their beats say
 	used     map[string]time.Duration
-	intents  map[string]*intent // spawns that were begun, by worker id
+	devices  map[string][]placement.Device // of hives, as they said last
+	intents  map[string]*intent            // spawns that were begun, by worker id
 	draining map[string]bool
 	troubled map[registry.Slot]bool
 	heard    map[string]time.Duration // other queens
@@ -54,6 +54,7 @@ func (q *queen) start() {
 	q.inc, q.up, q.started = w.epoch, true, w.now
 	q.m = registry.New(registry.Params{}, w.now)
 	q.specs, q.used, q.intents, q.draining = map[string]string{}, map[string]time.Duration{}, map[string]*intent{}, map[string]bool{}
+	q.devices = map[string][]placement.Device{}
 	q.troubled = map[registry.Slot]bool{}
 	q.heard, q.pressure, q.dirty, q.next = map[string]time.Duration{}, map[string]placement.Pressure{}, true, 0
 	inc := q.inc
@@ -136,8 +137,12 @@ func (q *queen) beat(hb contract.Heartbeat, spec string) {
 	q.step(registry.Beat{Heartbeat: hb})
 }
 
-func (q *queen) hiveBeat(b contract.HiveBeat) {
+func (q *queen) hiveBeat(b contract.HiveBeat, devices []placement.Device) {
 	if q.alive() {
+		for i := range devices {
+			devices[i].FreeAt = q.w.now
+		}
+		q.devices[b.ID] = devices
 		q.step(registry.HiveBeat{Beat: b})
 	}
 }
@@ -255,8 +260,7 @@ func (q *queen) input() placement.Input {
 	}
 	for i := range s.Hives {
 		h := &s.Hives[i]
-		at, _ := slices.BinarySearchFunc(w.hives, h.Beat.ID, func(h *hive, id string) int { return strings.Compare(h.id, id) })
-		in.Hives = append(in.Hives, placement.Hive{ID: h.Beat.ID, Name: h.Beat.Name, Liveness: h.Liveness, BeatAt: h.BeatAt, Devices: w.hives[at].devices})
+		in.Hives = append(in.Hives, placement.Hive{ID: h.Beat.ID, Name: h.Beat.Name, Liveness: h.Liveness, BeatAt: h.BeatAt, Devices: q.devices[h.Beat.ID]})
 	}
 	in.Workers = make([]placement.Worker, 0, len(s.Workers)+len(q.intents))
 	for i := range s.Workers {

@@ -50,6 +50,7 @@ type hive struct {
 	up      bool
 	paused  time.Duration // the agent stands still until then
 	devices []placement.Device
+	foreign contract.Bytes // what other programs use of each
 	procs   map[string]*proc
 }
 
@@ -187,8 +188,18 @@ func (w *world) startAgent(h *hive, boot bool) {
 		}
 		h.seq++
 		b := contract.HiveBeat{ID: h.id, Name: h.id, BootID: fmt.Sprint(h.boot), Incarnation: h.inc, Sequence: h.seq, Devices: len(h.devices)}
+		devices := slices.Clone(h.devices)
+		for i := range devices {
+			d := &devices[i]
+			d.MemoryFree = d.MemoryTotal - h.foreign
+			for _, p := range h.procs {
+				if p.device == d.ID && w.now >= p.readyAt {
+					d.MemoryFree -= p.memory
+				}
+			}
+		}
 		for _, q := range w.queens {
-			w.send(h.id, q.id, func() { q.hiveBeat(b) })
+			w.send(h.id, q.id, func() { q.hiveBeat(b, devices) })
 		}
 	})
 }
@@ -207,7 +218,7 @@ func (h *hive) spawn(w *world, a placement.Action, id, spec, model string) (runs
 	case found != nil && found.gen == a.Generation:
 		return found.id, ""
 	}
-	used := a.Need
+	used := a.Need + h.foreign
 	var total contract.Bytes
 	for _, d := range h.devices {
 		if d.ID == a.Place.Device {
