@@ -345,6 +345,7 @@ func summarize(m *contract.Model, infos []*gguf.Info) error {
 		return fault.New(fault.Invalid, "not_a_model", "%s has a header but no weights, so it cannot run; give the whole model.", filepath.Base(m.Files[0].Path))
 	}
 	m.Architecture, m.Quantization, m.ContextLength, m.Chat = first.Architecture, first.Quantization, first.ContextLength, first.ChatTemplate
+	m.CachePerToken = contract.Bytes(first.CachePerToken)
 	return nil
 }
 

@@ -16,8 +16,9 @@ type Model struct {
 	Architecture  string    `json:"architecture,omitempty"`
 	Quantization  string    `json:"quantization,omitempty"`
 	Parameters    uint64    `json:"parameters,omitempty"`
-	ContextLength int       `json:"context_length,omitempty"` // tokens the model was trained for
-	Chat          bool      `json:"chat"`                     // it has a chat template
+	ContextLength int       `json:"context_length,omitempty"`  // tokens the model was trained for
+	CachePerToken Bytes     `json:"cache_per_token,omitempty"` // of KV cache, in 16-bit numbers; 0: not known
+	Chat          bool      `json:"chat"`                      // it has a chat template
 	AddedAt       time.Time `json:"added_at"`
 }
 

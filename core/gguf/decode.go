@@ -259,7 +259,7 @@ func (d *decoder) header() (*Info, error) {
 func (d *decoder) metadata(count uint64, info *Info) (int64, error) {
 	alignment := int64(32)
 	seen := make(map[uint64]struct{})
-	contexts := map[string]uint64{} // the architecture may be named after its context length
+	sizes := map[string]uint64{} // the architecture may be named after its sizes
 	for range count {
 		key, err := d.text(maxKeyLen, "a key")
 		if err != nil {
@@ -278,16 +278,17 @@ func (d *decoder) metadata(count uint64, info *Info) (int64, error) {
 		if err != nil {
 			return 0, err
 		}
-		if err := keep(info, contexts, &alignment, key, t, v); err != nil {
+		if err := keep(info, sizes, &alignment, key, t, v); err != nil {
 			return 0, err
 		}
 	}
 	if !validArchitecture(info.Architecture) {
 		return 0, malformed("general.architecture is missing or not a name")
 	}
-	if n := contexts[info.Architecture]; n <= math.MaxInt32 {
+	if n := sizes[info.Architecture+".context_length"]; n <= math.MaxInt32 {
 		info.ContextLength = int(n)
 	}
+	info.CachePerToken = cachePerToken(info.Architecture, sizes)
 	if info.ShardCount < 1 || info.ShardIndex >= info.ShardCount {
 		return 0, malformed("it calls itself shard %d of %d", info.ShardIndex+1, info.ShardCount)
 	}
@@ -295,7 +296,7 @@ func (d *decoder) metadata(count uint64, info *Info) (int64, error) {
 }
 
 // keep stores the values that Info tells.
-func keep(info *Info, contexts map[string]uint64, alignment *int64, key string, t uint32, v value) error {
+func keep(info *Info, sizes map[string]uint64, alignment *int64, key string, t uint32, v value) error {
 	switch key {
 	case "general.architecture":
 		info.Architecture = v.text
@@ -329,11 +330,53 @@ func keep(info *Info, contexts map[string]uint64, alignment *int64, key string, 
 			info.ShardCount = int(v.num)
 		}
 	default:
-		if arch, ok := strings.CutSuffix(key, ".context_length"); ok && v.ok && len(contexts) < 16 {
-			contexts[arch] = v.num
+		if isSize(key) && len(sizes) < 128 {
+			sizes[key] = v.num
+			if !v.ok { // a list, with a number for each layer
+				sizes[key] = math.MaxUint64
+			}
 		}
 	}
 	return nil
+}
+
+// isSize reports whether a key is one of those from which Info tells the context and the cache.
+func isSize(key string) bool {
+	for _, s := range []string{".context_length", ".block_count", ".embedding_length", ".attention.head_count", ".attention.head_count_kv", ".attention.key_length", ".attention.value_length"} {
+		if strings.HasSuffix(key, s) {
+			return true
+		}
+	}
+	return false
+}
+
+// cachePerToken is what the KV cache takes for a token: a key and a value of 16-bit numbers for each head of each layer. 0: the sizes do
+// not say, or differ from layer to layer.
+func cachePerToken(arch string, sizes map[string]uint64) uint64 {
+	const most = 1 << 16 // of each size: four of them do not overflow
+	get := func(name string, other uint64) uint64 {
+		n, ok := sizes[arch+name]
+		switch {
+		case !ok:
+			return other
+		case n > most:
+			return 0
+		}
+		return n
+	}
+	layers, heads := get(".block_count", 0), get(".attention.head_count", 0)
+	if layers == 0 || heads == 0 {
+		return 0
+	}
+	head := get(".embedding_length", 0) / heads
+	kv, key, value := get(".attention.head_count_kv", heads), get(".attention.key_length", head), get(".attention.value_length", head)
+	if kv == 0 || key == 0 || value == 0 {
+		return 0
+	}
+	if n := 2 * layers * kv * (key + value); n <= 64<<20 { // ten times what the largest models take
+		return n
+	}
+	return 0
 }
 
 // printable makes text from a file fit for a terminal.

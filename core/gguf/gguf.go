@@ -37,6 +37,7 @@ type Info struct {
 	Parameters    uint64 // weights in the file; of a split model, in this shard
 	Tensors       int
 	ContextLength int    // tokens that the model was trained for; 0: not said
+	CachePerToken uint64 // bytes of a KV cache of 16-bit numbers for each token; 0: not said, or not the same for all layers
 	ChatTemplate  bool   // tokenizer.chat_template is there and not empty
 	Tokenizer     string // "llama" (SentencePiece), "gpt2" (BPE), …
 	ShardIndex    int    // 0-based; of a model in one file 0

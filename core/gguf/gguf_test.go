@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -82,6 +84,49 @@ func TestRead(t *testing.T) {
 	}
 	if int64(small().Len()) != got.HeaderBytes+304 {
 		t.Errorf("the tensor data starts at %d of %d", got.HeaderBytes, small().Len())
+	}
+}
+
+func TestCachePerToken(t *testing.T) {
+	type sizes map[string]uint32
+	llama := sizes{"block_count": 32, "embedding_length": 4096, "attention.head_count": 32, "attention.head_count_kv": 8}
+	with := func(base sizes, name string, n uint32) sizes {
+		out := maps.Clone(base)
+		if out[name] = n; n == 0 {
+			delete(out, name)
+		}
+		return out
+	}
+	for name, c := range map[string]struct {
+		sizes sizes
+		lists bool
+		want  uint64
+	}{
+		"grouped heads":             {llama, false, 32 * 8 * 128 * 2 * 2},
+		"as many keys as heads":     {with(llama, "attention.head_count_kv", 0), false, 32 * 32 * 128 * 2 * 2},
+		"heads of their own length": {with(with(llama, "attention.key_length", 256), "attention.value_length", 64), false, 32 * 8 * (256 + 64) * 2},
+		"no attention":              {with(llama, "attention.head_count", 0), false, 0},
+		"no layers":                 {with(llama, "block_count", 0), false, 0},
+		"other heads in each layer": {with(llama, "attention.head_count_kv", 0), true, 0},
+		"absurd":                    {with(llama, "block_count", 1<<31), false, 0},
+		"absurd together":           {with(with(llama, "block_count", 1<<16), "attention.key_length", 1<<16), false, 0},
+		"fewer numbers than heads":  {with(llama, "embedding_length", 16), false, 0},
+	} {
+		keys := uint64(len(c.sizes) + 1)
+		if c.lists {
+			keys++
+		}
+		f := newFile(3, 0, keys)
+		for _, k := range slices.Sorted(maps.Keys(c.sizes)) {
+			f.number("llama."+k, c.sizes[k])
+		}
+		if c.lists {
+			f.put("llama.attention.head_count_kv", uint32(typeArray), uint32(typeUint32), uint64(2), uint32(8), uint32(4))
+		}
+		got, err := read(f.text("general.architecture", "llama"))
+		if err != nil || got.CachePerToken != c.want {
+			t.Errorf("%s: %+v, %v; want %d", name, got, err, c.want)
+		}
 	}
 }
 

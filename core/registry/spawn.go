@@ -55,6 +55,7 @@ type Verdict struct {
 	Wait    time.Duration        // when not allowed: until a spawn is; 0: not before somebody changes something
 	Reason  string               // of the last failure: a contract.Condition…, "crashed", "does_not_fit" or the code of SpawnFailed
 	Exit    *contract.WorkerExit // of the last crash; nil: no process was seen to end
+	OOMs    int                  // kills for want of memory in a row
 	Live    bool                 // a worker is starting or running there, or was asked for
 }
 
@@ -64,7 +65,7 @@ func (m *Machine) Verdict(now time.Duration, slot Slot) Verdict {
 	if a == nil {
 		return Verdict{Allowed: true}
 	}
-	v := Verdict{Reason: a.reason, Exit: a.last, Live: len(a.live) > 0 || a.asked}
+	v := Verdict{Reason: a.reason, Exit: a.last, OOMs: a.ooms, Live: len(a.live) > 0 || a.asked}
 	switch {
 	case a.noFit:
 		v.Reason = "does_not_fit"

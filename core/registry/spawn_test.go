@@ -65,6 +65,9 @@ func TestOOMTwiceDoesNotFit(t *testing.T) {
 		if got := w.worker(id).Condition; got != contract.ConditionOOM {
 			t.Errorf("condition %q after an out-of-memory kill", got)
 		}
+		if v := w.m.Verdict(w.now, slot); v.OOMs != i+1 {
+			t.Errorf("after %d kills: %+v", i+1, v)
+		}
 		w.pass(30 * time.Second)
 	}
 	if n := w.count(EffectRespawn); n != 2 {

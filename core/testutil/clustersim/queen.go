@@ -280,7 +280,7 @@ func (q *queen) input() placement.Input {
 			delete(q.troubled, slot)
 			continue
 		}
-		p := placement.Past{Model: slot.ModelID, Place: placement.Place{Hive: slot.HiveID, Device: slot.Device}, Reason: v.Reason, Loop: v.Reason == contract.ConditionCrashLoop, NoFit: v.Wait == 0, Crashed: v.Exit != nil}
+		p := placement.Past{Model: slot.ModelID, Place: placement.Place{Hive: slot.HiveID, Device: slot.Device}, Reason: v.Reason, Loop: v.Reason == contract.ConditionCrashLoop, NoFit: v.Wait == 0, Crashed: v.Exit != nil, OOMs: v.OOMs}
 		if v.Wait > 0 {
 			p.Until = w.now + v.Wait
 		}
