@@ -19,7 +19,7 @@ export GORACE := atexit_sleep_ms=0
 export GOTOOLCHAIN := local
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test test-parts fmt vet staticcheck deadcode lint proto bench clean
+.PHONY: help build build-all run test test-parts fmt vet staticcheck deadcode lint proto bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,16 @@ $(LLAMA): $(SOURCES)
 bin/apiary: $(LLAMA) $(SOURCES)
 	@start=$$(date +%s); $(GOBUILD) -tags embedllama -ldflags '$(LDFLAGS)' -o $@ . && \
 		echo "built bin/apiary $(VERSION) in $$(( $$(date +%s) - start )) s" >&2
+
+# Another platform's program, for `apiary hive install`. Its native worker is put in by an overlay, so that the one of this platform stays.
+bin/apiary-linux-%: $(SOURCES)
+	@mkdir -p bin/cross
+	@GOOS=linux GOARCH=$* $(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/cross/apiary-llama-$* ./workers/llama/cmd/apiary-llama
+	@printf '{"Replace":{"%s":"%s"}}\n' '$(CURDIR)/$(LLAMA)' '$(CURDIR)/bin/cross/apiary-llama-$*' >bin/cross/overlay-$*.json
+	@GOOS=linux GOARCH=$* $(GOBUILD) -tags embedllama -overlay=bin/cross/overlay-$*.json -ldflags '$(LDFLAGS)' -o $@ .
+	@echo "built $@ $(VERSION)" >&2
+
+build-all: build bin/apiary-linux-amd64 bin/apiary-linux-arm64 ## build for all platforms that hives run on, for `apiary hive install`
 
 run: build ## build, start an agent in the background when none runs, and tell a story
 	@bin/apiary run

@@ -41,10 +41,13 @@ said() {
   elif [ "$service" = user ]; then journalctl -q -o cat -n 5 --user -u apiary.service 2>/dev/null
   fi
 }
-not_started() { fail not_started "the agent ended at once; the end of its log is: $(said | tr '\n' ' ')"; }
+not_started() {
+  last=$(said | tr '\n' ' ')
+  fail not_started "the agent $1${last:+; the end of its log is: $last}"
+}
 if [ "$service" != none ]; then
   ctl reset-failed apiary.service 2>/dev/null || true
-  ctl start apiary.service || not_started
+  ctl start apiary.service || not_started 'was not started by systemd'
 elif ! running; then
   launcher=nohup
   if command -v setsid >/dev/null 2>&1; then launcher=setsid; fi
@@ -57,10 +60,10 @@ fi
 tries=0
 until running; do
   tries=$((tries + 1))
-  if [ "$service" != none ]; then ctl is-active --quiet apiary.service || not_started
-  else kill -0 "$child" 2>/dev/null || not_started
+  if [ "$service" != none ]; then ctl is-active --quiet apiary.service || not_started 'ended at once'
+  else kill -0 "$child" 2>/dev/null || not_started 'ended at once'
   fi
-  [ "$tries" -lt 150 ] || { [ "$service" != none ] || kill "$child"; fail not_started "the agent did not become ready; the end of its log is: $(said | tr '\n' ' ')"; }
+  [ "$tries" -lt 150 ] || { [ "$service" != none ] || kill "$child"; not_started 'did not become ready'; }
   nap
 done
 `
