@@ -31,11 +31,12 @@ type farMachine struct {
 
 // farOptions says how the machine is.
 type farOptions struct {
-	network bool   // it has an address of its own, 10.78.<n>.2, and this machine is 10.78.<n>.1
-	home    string // mount options of the home folder of bee; "": size=512m
-	shell   string // of bee; "": /bin/sh
-	setup   string // more commands, run as root inside before sshd starts
-	setEnv  string // PATH that sessions get; "": the usual one
+	network  bool   // it has an address of its own, 10.78.<n>.2, and this machine is 10.78.<n>.1
+	home     string // mount options of the home folder of bee; "": size=512m
+	shell    string // of bee; "": /bin/sh
+	setup    string // more commands, run as root inside before sshd starts
+	password string // of bee, who then has no key; "": the key alone
+	setEnv   string // PATH that sessions get; "": the usual one
 }
 
 // newFarMachine starts one, or skips the test with the reason why it cannot.
@@ -79,13 +80,24 @@ func newFarMachine(t *testing.T, o farOptions) *farMachine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	shadow := "root:*:19000:0:99999:7:::\nbee:*:19000:0:99999:7:::\nsshd:*:19000:0:99999:7:::\n"
+	hash, passwords := "*", "no"
+	if o.password != "" {
+		out, err := exec.Command("openssl", "passwd", "-6", o.password).Output()
+		if err != nil {
+			t.Skipf("openssl makes no password: %v", err)
+		}
+		hash, passwords = strings.TrimSpace(string(out)), "yes"
+	}
+	shadow := "root:*:19000:0:99999:7:::\nbee:" + hash + ":19000:0:99999:7:::\nsshd:*:19000:0:99999:7:::\n"
 	m.write("passwd", string(passwd)+"bee:x:20001:20001::/home/bee:"+o.shell+"\n", 0o644)
 	m.write("group", string(group)+"bee:x:20001:\n", 0o644)
 	m.write("shadow", shadow, 0o600)
 	pub, err := os.ReadFile(filepath.Join(dir, "user.pub"))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if o.password != "" {
+		pub = nil
 	}
 	m.write("authorized", string(pub), 0o644)
 	if o.network {
@@ -108,11 +120,11 @@ HostKey %s/host
 AuthorizedKeysFile %s/authorized
 StrictModes no
 UsePAM no
-PasswordAuthentication no
+PasswordAuthentication %s
 KbdInteractiveAuthentication no
 PidFile none
 LogLevel ERROR
-%s`, m.port, m.addr, dir, dir, setEnv), 0o600)
+%s`, m.port, m.addr, dir, dir, passwords, setEnv), 0o600)
 	// 127.0.0.1 is also the network of this machine, unless it has one of its own.
 	m.write("init", fmt.Sprintf(`set -eu
 mount -t proc proc /proc
@@ -291,7 +303,7 @@ func newQueen(t *testing.T, at string) *queenHome {
 	if err := os.WriteFile(filepath.Join(home, "config.hcl"), []byte(fmt.Sprintf("agent {\n  roles = [\"queen\"]\n}\n\nqueen {\n  listen = %q\n  hives  = []\n}\n", q.addr)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	q.env = []string{"APIARY_HOME=" + home, "HOME=" + home, "PATH=" + os.Getenv("PATH"), "NO_COLOR=1"}
+	q.env = []string{"TMPDIR=" + home, "APIARY_HOME=" + home, "HOME=" + home, "PATH=" + os.Getenv("PATH"), "NO_COLOR=1"}
 	q.start()
 	t.Cleanup(q.stop)
 	return q

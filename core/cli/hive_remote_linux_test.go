@@ -36,6 +36,7 @@ func wants(t *testing.T, text string, parts ...string) {
 
 // TestHiveLifecycle goes the whole way with a machine without systemd, over a loopback address.
 func TestHiveLifecycle(t *testing.T) {
+	t.Parallel()
 	far := newFarMachine(t, farOptions{})
 	q := newQueen(t, "127.0.0.1")
 	at := []string{"--ssh-config", far.config}
@@ -123,6 +124,7 @@ func exitOf(k fault.Kind) int { return fault.ExitCode(&fault.Error{Kind: k}) }
 
 // TestHiveInstallFailures breaks each step. What was done is undone.
 func TestHiveInstallFailures(t *testing.T) {
+	t.Parallel()
 	tools := t.TempDir()
 	if err := os.Chmod(filepath.Dir(tools), 0o755); err != nil {
 		t.Fatal(err)
@@ -203,10 +205,33 @@ func TestHiveInstallFailures(t *testing.T) {
 				break
 			}
 		}
-		killSSH(far)
+		killSSH(far, q)
 		_ = os.Remove(hold)
 	}()
 	try("killed midway", fault.Unavailable, "The connection to far was lost; try again. What was done on far was undone.", far2...)
+
+	// Ctrl-C in the middle of the copy: what was done is undone before the command ends.
+	if err := errors.Join(os.Remove(filepath.Join(tools, "midway", "here")), os.WriteFile(hold, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	interrupted := exec.Command(filepath.Join(built, "apiary"), append(append([]string{"hive", "install"}, at...), far2...)...)
+	interrupted.Env = q.env
+	if err := interrupted.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(filepath.Join(tools, "midway", "here")); err == nil {
+			break
+		}
+	}
+	_ = interrupted.Process.Signal(os.Interrupt)
+	time.AfterFunc(2*time.Second, func() { _ = os.Remove(hold) })
+	if err := interrupted.Wait(); interrupted.ProcessState.ExitCode() != 130 {
+		t.Errorf("an interrupted installation ends with %v", err)
+	}
+	if after := far.files(); after != before {
+		t.Errorf("after an interrupt there are\n%s", after)
+	}
 
 	// Another cluster's data folder, and one with a configuration of its own, are not touched.
 	far.there("mkdir -p /home/bee/.local/share/apiary/secrets; echo other >/home/bee/.local/share/apiary/secrets/cluster.key; chown -R bee: /home/bee/.local")
@@ -260,12 +285,12 @@ exec /bin/cat "$@"
 	}
 }
 
-// killSSH kills every ssh of this machine that was given the machine's configuration.
-func killSSH(far *farMachine) {
+// killSSH kills every ssh of a queen's commands, also the one in the background, towards a machine.
+func killSSH(far *farMachine, q *queenHome) {
 	entries, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, file := range entries {
 		b, err := os.ReadFile(file)
-		if err != nil || !strings.Contains(string(b), far.config) && !strings.Contains(string(b), "apiary-ssh-") {
+		if err != nil || !strings.Contains(string(b), far.config) && !strings.Contains(string(b), q.home+"/apiary-ssh-") {
 			continue
 		}
 		pid, err := strconv.Atoi(strings.Split(file, "/")[2])
@@ -278,8 +303,29 @@ func killSSH(far *farMachine) {
 	}
 }
 
+// TestHiveInstallWithPassword: at a terminal ssh asks about an unknown host key and for the password, once each.
+func TestHiveInstallWithPassword(t *testing.T) {
+	t.Parallel()
+	far := newFarMachine(t, farOptions{password: "honey"})
+	q := newQueen(t, "127.0.0.1")
+	far.write("known", "", 0o600)
+	n := &node{t: t, home: q.home, addr: q.addr}
+	s := n.onScreen("hive", "install", "far", "--ssh-config", far.config, "--listen", "127.0.0.1:"+freePort(t))
+	s.wait("continue connecting")
+	s.typed("yes\n")
+	s.wait("password:")
+	s.typed("honey\n")
+	n.until(2*time.Minute, "the installation ends", func() bool {
+		return strings.Contains(s.shows(), "was added to queen.hives") || strings.Contains(s.shows(), "Error:")
+	})
+	if code := s.exit(); code != 0 || strings.Count(s.shows(), "password:") != 1 || !strings.Contains(s.shows(), "█") {
+		t.Errorf("it ends with %d; the screen is\n%q", code, s.shows())
+	}
+}
+
 // TestHiveInstallWithoutShell says what is wrong with an account that runs no commands.
 func TestHiveInstallWithoutShell(t *testing.T) {
+	t.Parallel()
 	nologin, err := exec.LookPath("/usr/sbin/nologin")
 	if err != nil {
 		t.Skip("there is no nologin here")
@@ -292,6 +338,7 @@ func TestHiveInstallWithoutShell(t *testing.T) {
 
 // TestHiveOfAnotherNetwork installs where only an address off loopback leads.
 func TestHiveOfAnotherNetwork(t *testing.T) {
+	t.Parallel()
 	far := newFarMachine(t, farOptions{network: true})
 	here := strings.TrimSuffix(far.addr, "2") + "1"
 	at := []string{"--ssh-config", far.config}

@@ -55,8 +55,10 @@ const journalctl = "#!/bin/sh\nexec tail -n 5 /home/state/journal\n"
 
 // TestHiveUnderSystemd installs a unit for a user and for the machine.
 func TestHiveUnderSystemd(t *testing.T) {
+	t.Parallel()
 	for _, host := range []string{"far", "farroot"} {
 		t.Run(host, func(t *testing.T) {
+			t.Parallel()
 			tools := filepath.Join("/tmp", filepath.Base(t.TempDir())+host+"-tools")
 			if err := os.Mkdir(tools, 0o755); err != nil {
 				t.Fatal(err)

@@ -55,8 +55,12 @@ func (a *app) dial(ctx context.Context, s *story, host string, r reach) (*remote
 	}
 	s.step("ssh    ")
 	s.narrate(contract.Narration{Action: "connect", Message: "connecting to " + host})
-	defer s.clear() // before ssh or anybody else writes
-	return remote.Dial(ctx, remote.Options{Host: host, Port: r.port, Config: r.config, Ask: isTerminal(a.in) && isTerminal(a.err) && !a.json})
+	defer s.clear()
+	o := remote.Options{Host: host, Port: r.port, Config: r.config}
+	if isTerminal(a.in) && isTerminal(a.err) {
+		o.Ask = s.clear
+	}
+	return remote.Dial(ctx, o)
 }
 
 // hiveInstall is what the user says about an installation.

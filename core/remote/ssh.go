@@ -27,7 +27,8 @@ type Options struct {
 	Host   string // as ssh takes it: user@host, host, or a name of the user's ssh configuration
 	Port   int    // 0: as ssh decides
 	Config string // an ssh configuration file instead of the user's; "": the user's
-	Ask    bool   // somebody sits at the terminal, whom ssh may ask for a password or about an unknown host key
+	// Ask is called before ssh may ask whoever sits at the terminal, for a password or about an unknown host key. nil: nobody does.
+	Ask func()
 }
 
 // Bounds of a connection.
@@ -62,7 +63,7 @@ func CheckHost(host string) error {
 	return nil
 }
 
-// Dial connects. First nobody is asked anything; only where that is refused, and Options.Ask is set, ssh may ask at the terminal.
+// Dial connects. First nobody is asked anything; only where that is refused, and Options.Ask is there, ssh may ask at the terminal.
 func Dial(ctx context.Context, o Options) (*Conn, error) {
 	if err := CheckHost(o.Host); err != nil {
 		return nil, err
@@ -77,7 +78,8 @@ func Dial(ctx context.Context, o Options) (*Conn, error) {
 	}
 	c.path = filepath.Join(c.dir, "s")
 	err = c.login(ctx, false)
-	if code := fault.As(err); err != nil && o.Ask && (code.Code == "ssh_denied" || code.Code == "ssh_host_unknown") {
+	if code := fault.As(err); err != nil && o.Ask != nil && (code.Code == "ssh_denied" || code.Code == "ssh_host_unknown") {
+		o.Ask()
 		err = c.login(ctx, true)
 	}
 	if err != nil {
@@ -107,12 +109,8 @@ func (c *Conn) login(ctx context.Context, ask bool) error {
 	if ask {
 		limit = askTimeout
 	}
-	out, err := c.exec(ctx, limit, ask, []string{"-o", "ControlMaster=yes", "-o", "ControlPersist=120"}, script{body: ":"}, nil)
-	if err != nil {
-		return err
-	}
-	_ = out
-	return nil
+	_, err := c.exec(ctx, limit, ask, []string{"-o", "ControlMaster=yes", "-o", "ControlPersist=120"}, script{body: ":"}, nil)
+	return err
 }
 
 // Close ends the connection.
