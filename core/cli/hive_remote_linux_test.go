@@ -172,8 +172,10 @@ func TestHiveInstallFailures(t *testing.T) {
 
 	try("full disk for the program", fault.Exhausted, "free where", append(far2, "--bin-dir", "/home/bee/small/bin")...)
 	try("full disk for the data", fault.Exhausted, "the disk is full", append(far2, "--data-dir", "/home/bee/full/data")...)
+	try("somebody's folder", fault.Conflict, "is not empty and no data folder", append(far2, "--data-dir", "/home/bee/full")...)
 	try("noexec", fault.Invalid, "noexec", append(far2, "--bin-dir", "/home/bee/noexec/bin")...)
 	try("not permitted", fault.Denied, "the account may not", append(far2, "--bin-dir", "/opt/apiary/bin")...)
+	try("some folders only", fault.Denied, "What was done on far was undone.", append(far2, "--data-dir", "/opt/apiary/data")...)
 	try("another program", fault.Invalid, "does not run there", append(far2, "--binary", "/bin/false")...)
 	arm := filepath.Join(t.TempDir(), "arm")
 	program, err := os.ReadFile(filepath.Join(built, "apiary"))

@@ -162,11 +162,14 @@ func (in *installation) back(ctx context.Context, cause error) error {
 	}
 	e := *fault.As(cause)
 	e.Err = cause
+	if !strings.HasSuffix(e.Message, "\n") {
+		e.Message += " "
+	}
 	if len(failed) == 0 {
-		e.Message += " What was done on " + in.m.Host + " was undone."
+		e.Message += "What was done on " + in.m.Host + " was undone."
 		return &e
 	}
-	e.Message += fmt.Sprintf(" It was not possible to undo everything on %s; left to do: %s. The same command again repairs it.", in.m.Host, strings.Join(failed, ", "))
+	e.Message += fmt.Sprintf("It was not possible to undo everything on %s; left to do: %s. The same command again repairs it.", in.m.Host, strings.Join(failed, ", "))
 	return &e
 }
 
@@ -209,19 +212,21 @@ func (in *installation) account(ctx context.Context) error {
 
 func (in *installation) folders(ctx context.Context) error {
 	in.say("folders", "making folders")
-	out, err := in.c.run(ctx, scriptTimeout, in.script("make the folders", cleanScript+`folder "$(dirname "$bin")" 0755
+	out, err := in.c.run(ctx, scriptTimeout, in.script("make the folders", cleanScript+`# It may be removed as a whole one day, so it must be nobody else's.
+if [ -d "$data" ] && [ -n "$(ls -A "$data")" ] && [ ! -e "$data/node.json" ] && [ ! -e "$data/secrets" ] && [ ! -e "$data/config.hcl" ]; then
+  fail not_ours "the folder $data is not empty and no data folder of Apiary; choose another one with --data-dir"
+fi
+folder "$(dirname "$bin")" 0755
 if [ -n "$account" ]; then folder "$(dirname "$config")" 0755; fi
 folder "$(dirname "$record")" 0755
 if [ -n "$unit" ]; then folder "$(dirname "$unit")" 0755; fi
 folder "$data" 0700
 if [ -n "$account" ]; then chown -h "$account:" "$data"; fi
 `), nil)
-	made := all(out, "made")
-	if err != nil || len(made) == 0 {
-		return err
+	if made := all(out, "made"); len(made) > 0 { // also where it could not make them all
+		in.later("remove the folders that were made", "", removeFolders(in.l, made))
 	}
-	in.later("remove the folders that were made", "", removeFolders(in.l, made))
-	return nil
+	return err
 }
 
 // removeFolders removes folders that an installation made: the data folder with what the agent has put there, others if empty.
@@ -460,7 +465,7 @@ func (in *installation) answers(ctx context.Context) error {
 	}
 	e := *fault.As(err)
 	if lines, lerr := in.c.run(context.WithoutCancel(ctx), scriptTimeout, in.script("read the log", `tail -n 5 "$data/agent.log"`), nil); lerr == nil && strings.TrimSpace(lines) != "" {
-		e.Message += " The end of its log:\n" + indent(lines) + "\n"
+		e.Message += " The end of the hive's log:\n" + indent(lines) + "\n"
 	}
 	return &e
 }

@@ -145,7 +145,8 @@ func (c *Conn) args(ask bool) []string {
 	return args
 }
 
-// run runs a script on the machine with stdin as its standard input, and returns what it wrote to standard output.
+// run runs a script on the machine with stdin as its standard input, and returns what it wrote to standard output, also
+// where it failed.
 func (c *Conn) run(ctx context.Context, limit time.Duration, s script, stdin io.Reader) (string, error) {
 	return c.exec(ctx, limit, false, []string{"-o", "ControlMaster=no"}, s, stdin)
 }
@@ -196,7 +197,7 @@ func (c *Conn) exec(ctx context.Context, limit time.Duration, ask bool, options 
 	case !begun:
 		return "", noShell(c.o.Host, stdout.String()+"\n"+stderr.String())
 	case isExit:
-		return "", scriptFailure(c.o.Host, s.what, stderr.String())
+		return said, scriptFailure(c.o.Host, s.what, stderr.String())
 	}
 	return "", fmt.Errorf("start ssh: %w", err)
 }
