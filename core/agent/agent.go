@@ -31,8 +31,12 @@ type Options struct {
 	Executable string          // this executable, absolute: it is also the launcher of children and the echo worker
 	Insecure   bool            // listen off loopback although there are no keys and certificates
 	Hurry      <-chan struct{} // closed to stop within five seconds instead of draining; nil: never
-	Started    func()          // called once when the roles are built, before anybody can learn where they are; nil: nothing
-	Log        *slog.Logger
+	// Load reads the configuration again, at POST /admin/reload and at each value of Reload. nil: as Config.
+	Load    func() (*config.Config, error)
+	Reload  <-chan struct{} // nil: never
+	Level   *slog.LevelVar  // of Log, set when the configuration changes; nil: it stays
+	Started func()          // called once when the roles are built, before anybody can learn where they are; nil: nothing
+	Log     *slog.Logger
 }
 
 const (
@@ -138,6 +142,10 @@ func (a *assembly) addServices(group *run.Group, o Options, l *listeners) {
 	if o.Insecure && !a.guard.loopback {
 		group.Add(run.Service{Name: "warning", Run: func(ctx context.Context) error { return warnInsecure(ctx, o.Log) }})
 	}
+	group.Add(run.Service{Name: "reload", StopTimeout: closeTimeout, Run: func(ctx context.Context) error {
+		a.reloader.run(ctx, o.Reload)
+		return nil
+	}})
 	limit := o.Config.Hive.Drain
 	group.Add(run.Service{Name: "drain", StopTimeout: limit + closeTimeout, Run: func(ctx context.Context) error { return a.drain.run(ctx, limit) }})
 }

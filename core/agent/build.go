@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"text/tabwriter"
 
 	"github.com/apiary-dev/apiary/core/config"
@@ -41,6 +42,8 @@ type assembly struct {
 	hiveServer  *httpd.Server
 	queenURL    string
 	hiveURL     string
+	reloader    *reloader
+	workers     atomic.Pointer[[]config.Worker] // the blocks in force
 }
 
 // build makes the configured roles for the addresses at which they will be served. It opens the artifact store and starts
@@ -56,6 +59,11 @@ func build(o Options, n node, at addresses) (*assembly, error) {
 			loopback: (at.queen == "" || isLoopback(at.queen)) && (at.hive == "" || isLoopback(at.hive)),
 		},
 	}
+	a.workers.Store(&cfg.Workers)
+	a.reloader = &reloader{load: o.Load, log: o.Log, started: cfg, current: cfg, take: func(next *config.Config, changed func(string) bool) { a.take(o, next, changed) }}
+	if o.Load == nil {
+		a.reloader.load = func() (*config.Config, error) { return cfg, nil }
+	}
 	m := metrics.New()
 	if at.hive != "" {
 		if err := a.buildHive(o, n, m); err != nil {
@@ -68,6 +76,25 @@ func build(o Options, n node, at addresses) (*assembly, error) {
 		}
 	}
 	return a, nil
+}
+
+// take puts what changed of a configuration into force, as far as a running agent can.
+func (a *assembly) take(o Options, cfg *config.Config, changed func(string) bool) {
+	if o.Level != nil && changed("agent.log") {
+		o.Level.Set(cfg.Agent.Log.Level)
+	}
+	if changed("worker") {
+		a.workers.Store(&cfg.Workers)
+	}
+	if a.queen == nil {
+		return
+	}
+	if changed("queen") {
+		a.gateway.SetLimits(gatewayLimits(cfg.Queen))
+	}
+	if changed("model") || changed("worker") || changed("deployment") {
+		a.queen.Reconfigure(queen.Settings{Models: models(cfg), Workers: kinds(cfg), Defaults: spawnDefaults(cfg), Deployments: cfg.Shared()})
+	}
 }
 
 func (a *assembly) buildHive(o Options, n node, m *metrics.Metrics) error {
@@ -85,7 +112,7 @@ func (a *assembly) buildHive(o Options, n node, m *metrics.Metrics) error {
 	// What comes before the arguments of the worker contract.
 	first := func(verb []string, spec contract.WorkerSpawn) []string {
 		args := append(verb, "--orphan-ttl", cfg.Hive.OrphanTTL.String(), "--drain", cfg.Hive.Drain.String())
-		for _, w := range cfg.Workers {
+		for _, w := range *a.workers.Load() {
 			if w.Name == spec.Worker.Name {
 				args = append(args, w.Args...)
 			}
@@ -113,7 +140,7 @@ func (a *assembly) buildHive(o Options, n node, m *metrics.Metrics) error {
 	}
 	routes := a.hive.Routes()
 	if a.queenURL == "" {
-		routes = append(routes, profiling()...)
+		routes = append(append(routes, profiling()...), a.reloader.route())
 	}
 	a.hiveServer, err = a.server(o, routes, a.guard.hiveServer, "hive")
 	return err
@@ -135,7 +162,7 @@ func (a *assembly) buildQueen(o Options, n node, m *metrics.Metrics) error {
 	var err error
 	a.queen, err = queen.New(queen.Options{
 		NodeID: n.id, Name: cfg.Agent.Name, Version: o.Version, URL: a.queenURL, ClusterKey: n.cluster, Hives: hives,
-		Models: models(cfg), Workers: kinds(cfg), Defaults: spawnDefaults(cfg), Registry: registryParams(cfg), Interval: cfg.Queen.Heartbeat.Interval, ReadyAfter: cfg.Queen.Detection.ReadyAfter,
+		Models: models(cfg), Workers: kinds(cfg), Defaults: spawnDefaults(cfg), Deployments: cfg.Shared(), Registry: registryParams(cfg), Interval: cfg.Queen.Heartbeat.Interval, ReadyAfter: cfg.Queen.Detection.ReadyAfter,
 		Drain: cfg.Hive.Drain, Ready: cfg.Hive.Spawn.Ready, ReadyGiB: cfg.Hive.Spawn.ReadyPerGiB, ReadyMax: cfg.Hive.Spawn.ReadyMax,
 		InFlight: func(id string) int { return gw.InFlight(id) }, Metrics: m, Log: log,
 	})
@@ -147,7 +174,7 @@ func (a *assembly) buildQueen(o Options, n node, m *metrics.Metrics) error {
 		Limits: gatewayLimits(cfg.Queen), Metrics: m, Log: log,
 	})
 	a.gateway = gw
-	routes := slices.Concat(a.queen.Routes(), gw.Routes(), profiling())
+	routes := slices.Concat(a.queen.Routes(), gw.Routes(), profiling(), []httpd.Route{a.reloader.route()})
 	a.queenServer, err = a.server(o, routes, a.guard.queen, "queen")
 	return err
 }

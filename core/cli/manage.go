@@ -231,7 +231,13 @@ func (a *app) configCommand() *cobra.Command {
 			}
 			return cfg.Show(a.out)
 		}}
-	return a.holder("config", "Check and show the configuration", validate, show)
+	reload := &cobra.Command{Use: "reload", Short: "Have the running agent read its configuration again", Args: argCount(0, 0, "")}
+	reload.Long = reload.Short + `.
+
+It takes over models, workers, deployments, the log level, and the limits of waiting and of repetitions, and says what needs a restart.
+A file with a mistake changes nothing. SIGHUP does the same to an agent that does not run in a terminal.`
+	reload.RunE = interruptible(func(ctx context.Context, _ []string) error { return a.reload(ctx) })
+	return a.holder("config", "Check, show and reload the configuration", validate, show, reload)
 }
 
 // validView is what `config validate` says of a file without mistakes.
@@ -279,7 +285,7 @@ func (a *app) execChildCommand() *cobra.Command {
 func (a *app) agentCommand() *cobra.Command {
 	var insecure, dump, background bool
 	c := &cobra.Command{Use: "agent", Short: "Run an agent in the foreground: queen, hive or both, as configured", Args: argCount(0, 0, "")}
-	c.Long = c.Short + ".\n\nSIGTERM stops it: it refuses new requests, lets running ones finish, and leaves the workers alone. A second SIGTERM makes it hurry."
+	c.Long = c.Short + ".\n\nSIGTERM stops it: it refuses new requests, lets running ones finish, and leaves the workers alone. A second SIGTERM makes it hurry.\nSIGHUP has it read its configuration again, as `apiary config reload` does; in a terminal it stops the agent, because it says that the terminal was closed."
 	c.Flags().StringVar(&a.addr, "addr", "", "the address to listen on as queen, `host:port` (default: APIARY_ADDR, queen.listen of the configuration)")
 	c.Flags().BoolVar(&insecure, "insecure-i-know", false, "listen where other machines can connect, although there are no keys and certificates")
 	c.Flags().BoolVar(&dump, "dump-routes", false, "print the table of routes and exit")

@@ -44,7 +44,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: merged(merged(merged(hubCommands(), registryCommands()), merged(pluginCommands(), toolchainCommands())), map[string]func(*testscript.TestScript, bool, []string){
 			"apiary": scriptApiary, "http": scriptHTTP, "listen": scriptListen, "truncated": scriptTruncated,
-			"waitready": scriptWaitReady, "waitworkers": scriptWaitWorkers, "samefield": scriptSameField, "newaddress": scriptNewAddress,
+			"waitready": scriptWaitReady, "waitworkers": scriptWaitWorkers, "samefield": scriptSameField, "newaddress": scriptNewAddress, "hangup": scriptHangup,
 		}),
 	})
 }

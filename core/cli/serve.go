@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -56,7 +57,9 @@ func (a *app) serve(f agentFlags) error {
 		defer func() { _ = file.Close() }()
 		w = file
 	}
-	o.Log = logging.New(w, logging.Options{Level: cfg.Agent.Log.Level, Format: cfg.Agent.Log.Format})
+	o.Level = new(slog.LevelVar)
+	o.Level.Set(cfg.Agent.Log.Level)
+	o.Log = logging.New(w, logging.Options{Level: o.Level, Format: cfg.Agent.Log.Format})
 
 	if os.Getenv("GOMAXPROCS") == "" && slices.Contains(cfg.Agent.Roles, config.RoleHive) {
 		// The cores are the workers'. A relay that runs on few threads also spends less on waking them for each token.
@@ -67,12 +70,34 @@ func (a *app) serve(f agentFlags) error {
 	defer cancel()
 	hurry, ended := make(chan struct{}), make(chan struct{})
 	o.Hurry = hurry
-	signals := make(chan os.Signal, 2)
+	signals, hangups := make(chan os.Signal, 2), make(chan os.Signal, 1)
+	reload := make(chan struct{}, 1)
+	o.Load, o.Reload = a.loadAgentConfig, reload
+	closes := hasTerminal() && !signal.Ignored(syscall.SIGHUP)
 	// Until it has started there is nothing to end in order, and a step of the start may take long: a signal ends the process.
 	o.Started = func() {
-		signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // the last: its terminal was closed
+		signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+		if closes {
+			signal.Notify(signals, syscall.SIGHUP) // its terminal was closed
+		} else {
+			signal.Notify(hangups, syscall.SIGHUP)
+		}
 	}
 	defer close(ended)
+	go func() {
+		defer signal.Stop(hangups)
+		for {
+			select {
+			case <-hangups:
+			case <-ended:
+				return
+			}
+			select {
+			case reload <- struct{}{}:
+			default: // one is waiting already
+			}
+		}
+	}()
 	go func() {
 		defer signal.Stop(signals) // a third signal ends the process at once
 		for _, act := range []func(){cancel, func() { close(hurry) }} {
@@ -85,6 +110,17 @@ func (a *app) serve(f agentFlags) error {
 		}
 	}()
 	return agent.Run(ctx, o)
+}
+
+// hasTerminal reports whether this process belongs to a terminal. Then SIGHUP says that it was closed; for all others it is the
+// customary way to have the configuration read again.
+func hasTerminal() bool {
+	f, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	_ = f.Close()
+	return true
 }
 
 // loadKey reads a key of a data folder. A missing one is fs.ErrNotExist.

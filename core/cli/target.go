@@ -271,7 +271,7 @@ func (a *app) outdated(t target, operation any, err error) error {
 	if what == "" {
 		return err
 	}
-	return fault.New(fault.Conflict, "older_configuration", "The agent at %s started with an older configuration, which lacks %s; restart it with `apiary stop` and then give the command again.", t.base, what)
+	return fault.New(fault.Conflict, "older_configuration", "The agent at %s has an older configuration, which lacks %s; have it read the new one with `apiary config reload` and then give the command again.", t.base, what)
 }
 
 func absolute(path string) (string, error) {

@@ -174,14 +174,14 @@ func (f *flight) run() error {
 // mayRetry reports whether another attempt is within the bounds: of this request, and of all that are open.
 func (f *flight) mayRetry() bool {
 	g := f.g
-	if f.attempt > g.limits.Retries {
+	if f.attempt > g.limits().Retries {
 		return false
 	}
 	if f.retrying {
 		return true
 	}
 	// A request keeps its share of the budget until it ends, so that a storm of refusals cannot pass the same share around.
-	budget := max(int64(g.limits.RetryMin), int64(g.limits.RetryShare*float64(g.active.Load())))
+	budget := max(int64(g.limits().RetryMin), int64(g.limits().RetryShare*float64(g.active.Load())))
 	if g.retries.Add(1) > budget {
 		g.retries.Add(-1)
 		return false
@@ -220,8 +220,8 @@ func (f *flight) readBody() error {
 	switch {
 	case err != nil && err != io.EOF:
 		return httpd.BodyError(err)
-	case len(b)-headRoom > int(f.g.limits.Body):
-		return httpd.BodyError(&http.MaxBytesError{Limit: int64(f.g.limits.Body)})
+	case len(b)-headRoom > int(f.g.limits().Body):
+		return httpd.BodyError(&http.MaxBytesError{Limit: int64(f.g.limits().Body)})
 	}
 	return nil
 }
@@ -266,7 +266,7 @@ func (f *flight) inspect() error {
 	}
 	f.hash = maphash.Bytes(f.g.poison.seed, f.body())
 	// A token is about four bytes of text.
-	f.firstToken = f.g.limits.FirstToken + time.Duration(s.PromptTo-s.PromptFrom)/4*time.Millisecond
+	f.firstToken = f.g.limits().FirstToken + time.Duration(s.PromptTo-s.PromptFrom)/4*time.Millisecond
 	return nil
 }
 

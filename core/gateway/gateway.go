@@ -103,7 +103,7 @@ type Gateway struct {
 	dir     Directory
 	secret  func(string) secret.Secret
 	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
-	limits  Limits
+	bounds  atomic.Pointer[Limits] // never changed, only replaced
 	metrics Metrics
 	log     *slog.Logger
 	created int64 // Unix time reported for models without one
@@ -123,15 +123,30 @@ type Gateway struct {
 	queues   map[string]*queue
 }
 
+func (g *Gateway) limits() *Limits { return g.bounds.Load() }
+
+// SetLimits takes over the bounds of waiting and of further attempts: QueuePerModel, QueueWait, LoadWait, FirstToken, Stall, Retries,
+// RetryShare and RetryMin; the others stay as they were made. They hold for requests that come or begin to wait from now on, and
+// Stall for all. It may be called at any time.
+func (g *Gateway) SetLimits(l Limits) {
+	l = l.withDefaults()
+	next := *g.limits()
+	next.QueuePerModel, next.QueueWait, next.LoadWait, next.FirstToken, next.Stall = l.QueuePerModel, l.QueueWait, l.LoadWait, l.FirstToken, l.Stall
+	next.Retries, next.RetryShare, next.RetryMin = l.Retries, l.RetryShare, l.RetryMin
+	g.bounds.Store(&next)
+}
+
 // New returns a Gateway. It starts nothing: goroutines are those of its callers, and one timer runs while requests or idle
 // connections are open. Close ends both.
 func New(o Options) *Gateway {
 	g := &Gateway{
-		dir: o.Directory, secret: o.Secret, dial: o.Dial, limits: o.Limits.withDefaults(), metrics: o.Metrics, log: o.Log,
+		dir: o.Directory, secret: o.Secret, dial: o.Dial, metrics: o.Metrics, log: o.Log,
 		created:  time.Now().Unix(),
 		jsonType: []string{"application/json"}, streamType: []string{"text/event-stream"}, noCache: []string{"no-cache"},
 		backends: map[string]*backend{}, queues: map[string]*queue{},
 	}
+	bounds := o.Limits.withDefaults()
+	g.bounds.Store(&bounds)
 	if g.secret == nil {
 		g.secret = func(string) secret.Secret { return "" }
 	}
@@ -146,7 +161,7 @@ func New(o Options) *Gateway {
 	}
 	g.bodies.New = func() any { b := make([]byte, 0, 4<<10); return &b }
 	g.reads.New = func() any { b := make([]byte, readSize); return &b }
-	g.poison.init(g.limits.Poison)
+	g.poison.init(g.limits().Poison)
 	g.sweep.init(g)
 	return g
 }
@@ -166,7 +181,7 @@ func (g *Gateway) Close() {
 // Routes returns the gateway's paths.
 func (g *Gateway) Routes() []httpd.Route {
 	post := func(api *api) httpd.Route {
-		return httpd.Route{Pattern: "POST " + api.path, Class: httpd.ClassInference, BodyLimit: g.limits.Body,
+		return httpd.Route{Pattern: "POST " + api.path, Class: httpd.ClassInference, BodyLimit: g.limits().Body,
 			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { g.serve(w, r, api) })}
 	}
 	return []httpd.Route{

@@ -30,7 +30,7 @@ const (
 func (s *sweeper) init(g *Gateway) {
 	s.g = g
 	// Bounds that tests shorten need a finer look.
-	s.tick = min(busyTick, g.limits.Withhold/8, g.limits.KeepAlive/8, g.limits.FirstToken/8, g.limits.Stall/8)
+	s.tick = min(busyTick, g.limits().Withhold/8, g.limits().KeepAlive/8, g.limits().FirstToken/8, g.limits().Stall/8)
 	s.tick = max(s.tick, time.Millisecond)
 }
 
@@ -145,9 +145,9 @@ func (f *flight) look(snap *registry.Snapshot, now time.Time) {
 		f.seenSent, f.sentAt = n, now
 	}
 	if f.stream {
-		bound := f.g.limits.KeepAlive
+		bound := f.g.limits().KeepAlive
 		if f.seenSent == 0 {
-			bound = f.g.limits.Withhold - f.g.sweep.tick // the status is due before the bound
+			bound = f.g.limits().Withhold - f.g.sweep.tick // the status is due before the bound
 		}
 		if now.Sub(f.sentAt) >= bound {
 			f.sentAt = now
@@ -156,7 +156,7 @@ func (f *flight) look(snap *registry.Snapshot, now time.Time) {
 	}
 	bound := f.firstToken
 	if f.content.Load() {
-		bound = f.g.limits.Stall
+		bound = f.g.limits().Stall
 	} else if now.Sub(f.receivedAt) > time.Second {
 		// Before the first token the worker's beats count as signs of life too: an answer that does not stream has no others.
 		if w, ok := snap.Worker(f.backend.id); ok && w.Info.Progress != f.workerProgress {

@@ -243,7 +243,7 @@ func (f *flight) lost(cause error) error {
 	if f.g.dir.Deleted(f.backend.id) {
 		return errDeleted(f.backend.id, cause) // neither its failure nor this request's
 	}
-	ctx, cancel := context.WithTimeout(f.ctx, f.g.limits.Dial)
+	ctx, cancel := context.WithTimeout(f.ctx, f.g.limits().Dial)
 	defer cancel()
 	c, err := f.g.dial(ctx, "tcp", f.backend.addr)
 	switch {
@@ -269,7 +269,7 @@ func (f *flight) take(b []byte) error {
 			return err
 		}
 	}
-	limit := int(f.g.limits.Response)
+	limit := int(f.g.limits().Response)
 	switch a.mode {
 	case stream:
 		return f.events(a, b)

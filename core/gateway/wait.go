@@ -170,9 +170,9 @@ func (g *Gateway) wait(f *flight) error {
 	w := &waiter{f: f, granted: make(chan struct{})}
 	begun := time.Now()
 	joined := false
-	comfortAt := f.sentAt.Add(g.limits.Withhold - g.limits.Withhold/8)
+	comfortAt := f.sentAt.Add(g.limits().Withhold - g.limits().Withhold/8)
 	if f.committed {
-		comfortAt = begun.Add(g.limits.KeepAlive)
+		comfortAt = begun.Add(g.limits().KeepAlive)
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -211,7 +211,7 @@ func (g *Gateway) wait(f *flight) error {
 				if err := f.comfort(); err != nil {
 					return g.settle(key, w, err)
 				}
-				comfortAt = time.Now().Add(g.limits.KeepAlive)
+				comfortAt = time.Now().Add(g.limits().KeepAlive)
 			}
 		}
 	}
@@ -229,7 +229,7 @@ func (g *Gateway) join(key string, w *waiter) error {
 	switch {
 	case w.f.attempt > 0:
 		q.waiters = append([]*waiter{w}, q.waiters...)
-	case len(q.waiters) >= g.limits.QueuePerModel:
+	case len(q.waiters) >= g.limits().QueuePerModel:
 		return fault.New(fault.Exhausted, "queue_full", "All workers of this model are busy and %d requests are waiting already; try again later.",
 			len(q.waiters)).WithRetryAfter(time.Second)
 	default:
@@ -278,9 +278,9 @@ func (f *flight) prospect(begun time.Time) (until time.Time, late func() error, 
 	g.mu.Unlock()
 	switch exists, able := f.anyWorker(g.dir.Snapshot()); {
 	case able:
-		return begun.Add(g.limits.QueueWait), func() error {
+		return begun.Add(g.limits().QueueWait), func() error {
 			return fault.New(fault.Exhausted, "queue_timeout", "All workers of this model were busy for %v; try again later.",
-				g.limits.QueueWait).WithRetryAfter(5 * time.Second)
+				g.limits().QueueWait).WithRetryAfter(5 * time.Second)
 		}, nil
 	case exists:
 		return until, nil, fault.New(fault.Invalid, "unsupported_api", "The workers of this model do not serve %s.", f.api.path).WithParam("model")
@@ -290,7 +290,7 @@ func (f *flight) prospect(begun time.Time) (until time.Time, late func() error, 
 	case d.State == registry.DemandFetching:
 		return until, nil, f.notYet("model_not_fetched", "is being fetched", d)
 	case d.State == registry.DemandStarting:
-		return begun.Add(g.limits.LoadWait), func() error { return f.notYet("model_loading", "is still being loaded", d) }, nil
+		return begun.Add(g.limits().LoadWait), func() error { return f.notYet("model_loading", "is still being loaded", d) }, nil
 	case d.Err == nil:
 		return until, nil, f.notYet("model_unavailable", "cannot be served at the moment", d)
 	}

@@ -235,3 +235,35 @@ func TestTranslation(t *testing.T) {
 	}
 	h.idle("w1")
 }
+
+// TestSetLimits: bounds of waiting change while the gateway runs, and the others stay.
+func TestSetLimits(t *testing.T) {
+	h := newHub(t, gateway.Limits{Body: 1000, QueuePerModel: 1})
+	begun, step := make(chan struct{}, 3), make(chan struct{})
+	h.add(newStub(t, "w1", func(c *stubConn, r request) bool {
+		begun <- struct{}{}
+		<-step
+		c.say(reply(200, "application/json", okJSON))
+		return true
+	}), 1)
+	var all sync.WaitGroup
+	ask := func(want int) func() {
+		return func() {
+			if res, b := h.chat(false); res.StatusCode != want {
+				t.Errorf("%d, want %d: %s", res.StatusCode, want, b)
+			}
+		}
+	}
+	all.Go(ask(200))
+	<-begun
+	all.Go(ask(200))
+	eventually(t, "one waits", func() bool { return gateway.Waiting(h.g) == 1 })
+	ask(429)()
+	h.g.SetLimits(gateway.Limits{Body: 1, QueuePerModel: 2})
+	all.Go(ask(200))
+	eventually(t, "two wait", func() bool { return gateway.Waiting(h.g) == 2 })
+	ask(429)()
+	close(step)
+	all.Wait()
+	h.idle("w1")
+}

@@ -18,6 +18,7 @@ import (
 func TestDocumentIsComplete(t *testing.T) {
 	doc := apitest.Load(t, "hive-api.yaml")
 	for name, v := range map[string]any{
+		"ConfigReloaded": contract.ConfigReloaded{}, "ConfigChange": contract.ConfigChange{}, "FieldChange": contract.FieldChange{},
 		"HiveBeat": contract.HiveBeat{}, "Inventory": contract.Inventory{}, "Device": contract.Device{}, "Model": contract.Model{}, "File": contract.File{},
 		"InPlace": contract.InPlace{}, "Engine": contract.Engine{}, "Identity": contract.Identity{}, "WorkerSpawned": contract.WorkerSpawned{},
 		"WorkerDeleted": contract.WorkerDeleted{}, "WorkerLogLines": contract.WorkerLogLines{}, "WorkerExit": contract.WorkerExit{},

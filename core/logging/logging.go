@@ -17,8 +17,8 @@ import (
 
 // Options says how to log.
 type Options struct {
-	Level  slog.Level
-	Format string // "text", "json", or "auto" and "": text when the output is a terminal, json otherwise
+	Level  slog.Leveler // nil: info
+	Format string       // "text", "json", or "auto" and "": text when the output is a terminal, json otherwise
 }
 
 // maxValue bounds one attribute in bytes.

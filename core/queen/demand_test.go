@@ -357,7 +357,9 @@ func TestEcho(t *testing.T) {
 	if s := h.spawned(); len(s) != 1 || s[0].Worker.Adapter != "echo" || h.did(contract.OpWorkerInstall) != 0 {
 		t.Errorf("spawned %+v", s)
 	}
-	a.Queen.o.Workers = a.Queen.o.Workers[1:] // without a worker block for it
+	s := *a.settings()
+	s.Workers = s.Workers[1:]
+	a.Reconfigure(s) // without a worker block for it
 	if _, err := a.Resolve("echo:other"); fault.KindOf(err) != fault.NotFound {
 		t.Errorf("echo without a worker block: %v", err)
 	}

@@ -150,8 +150,8 @@ func (q *Queen) removeFrom(ctx context.Context, n *job.Narrator, links []*link, 
 
 // install puts an engine on a hive: without a reference that of the first kind of worker that has one.
 func (q *Queen) install(ctx context.Context, n *job.Narrator, ref contract.ArtifactRef) (contract.Engine, error) {
-	for i := 0; ref.Reference == "" && i < len(q.o.Workers); i++ {
-		ref.Reference = q.o.Workers[i].Source
+	for i := 0; ref.Reference == "" && i < len(q.settings().Workers); i++ {
+		ref.Reference = q.settings().Workers[i].Source
 	}
 	if ref.Reference == "" {
 		return contract.Engine{}, fault.New(fault.Invalid, "reference_missing", "Name the engine to install: no worker block of the configuration has one.").WithParam("reference")

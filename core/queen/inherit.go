@@ -123,7 +123,7 @@ func (q *Queen) ofKind(id string, k contract.WorkerKind) bool {
 	if m == nil || m[1] == k.Name {
 		return true
 	}
-	return !slices.ContainsFunc(q.o.Workers, func(o contract.WorkerKind) bool { return o.Name == m[1] })
+	return !slices.ContainsFunc(q.settings().Workers, func(o contract.WorkerKind) bool { return o.Name == m[1] })
 }
 
 // inherit gives a spawn the worker that a former queen left running, when it is one that the spawn might have started. Who names an

@@ -60,7 +60,7 @@ func (q *Queen) index(s *registry.Snapshot) *directory {
 			}
 		}
 	}
-	for _, m := range q.o.Models {
+	for _, m := range q.settings().Models {
 		names := append([]string{m.Name}, m.Aliases...)
 		found := false
 		for _, e := range d.entries {
@@ -135,7 +135,7 @@ func (q *Queen) echo(name string) bool {
 }
 
 func (q *Queen) kindOf(adapter string) (contract.WorkerKind, bool) {
-	for _, k := range q.o.Workers {
+	for _, k := range q.settings().Workers {
 		if k.Adapter == adapter {
 			return k, true
 		}

@@ -60,7 +60,7 @@ func (r *spawning) choose(ctx context.Context) error {
 // chooseKind returns the kind of worker that was asked for, or the first one that serves the model.
 func (r *spawning) chooseKind(modelID string) (contract.WorkerKind, error) {
 	if want := r.spec.Worker; want.Name != "" {
-		for _, k := range r.q.o.Workers {
+		for _, k := range r.q.settings().Workers {
 			if k.Name == want.Name {
 				return k, fits(k, modelID)
 			}
@@ -75,7 +75,7 @@ func (r *spawning) chooseKind(modelID string) (contract.WorkerKind, error) {
 			return k, nil
 		}
 	}
-	for _, k := range r.q.o.Workers {
+	for _, k := range r.q.settings().Workers {
 		if k.Adapter != "echo" {
 			return k, nil
 		}
@@ -98,7 +98,7 @@ func fits(k contract.WorkerKind, modelID string) error {
 
 // checkMachines refuses devices and threads that none of the hives has on which the worker may come to run. The hive looks again.
 func (r *spawning) checkMachines(modelID string) error {
-	def := r.q.o.Defaults[r.kind.Name]
+	def := r.q.settings().Defaults[r.kind.Name]
 	want, threads := r.spec.Devices, cmp.Or(r.spec.Threads, def.Threads)
 	if len(want) == 0 {
 		want = def.Devices
@@ -192,7 +192,7 @@ func engineOn(h registry.Hive, source string) *contract.Engine {
 // device chooses where the model runs: where it was asked for, or the engine's first accelerator with room, or the processor.
 func (r *spawning) device(ctx context.Context) error {
 	if len(r.spec.Devices) == 0 {
-		r.spec.Devices = slices.Clone(r.q.o.Defaults[r.kind.Name].Devices)
+		r.spec.Devices = slices.Clone(r.q.settings().Defaults[r.kind.Name].Devices)
 	}
 	if len(r.spec.Devices) == 0 {
 		r.spec.Devices = []string{r.bestDevice(ctx)}

@@ -43,8 +43,9 @@ type Options struct {
 	Workers    []contract.WorkerKind // worker blocks; the first one that is not echo serves models by default
 	// Defaults are what a spawn that does not say otherwise takes from its worker block, by the name of the block: Devices,
 	// Context, Slots, Threads and Env. A zero leaves the choice to queen, hive or worker.
-	Defaults map[string]contract.WorkerSpawn
-	Registry registry.Params // zero values: the defaults
+	Defaults    map[string]contract.WorkerSpawn
+	Deployments []contract.Deployment // what should run
+	Registry    registry.Params       // zero values: the defaults
 
 	Interval   time.Duration // of heartbeats and hive polls; default 5 s
 	ReadyAfter time.Duration // after which a queen is ready although not all hives have reported; default 6 s
@@ -78,6 +79,7 @@ type Queen struct {
 
 	snap atomic.Pointer[registry.Snapshot]
 	dir  atomic.Pointer[directory]
+	live atomic.Pointer[Settings]
 
 	mu        sync.Mutex // guards the fields below
 	machine   *registry.Machine
@@ -125,6 +127,7 @@ func New(o Options) (*Queen, error) {
 		machine: registry.New(o.Registry, 0), exits: map[string]contract.WorkerExit{},
 		recipes: map[registry.Slot]contract.WorkerSpawn{}, slots: map[string]registry.Slot{}, keys: map[string]pendingKey{}, own: map[string]bool{}, verifying: map[string]time.Duration{},
 		deleted: map[string]time.Duration{}}
+	q.live.Store(&Settings{Models: o.Models, Workers: o.Workers, Defaults: o.Defaults, Deployments: o.Deployments})
 	q.demands.all = map[string]*demand{}
 	q.background, q.stop = context.WithCancel(context.Background())
 	q.jobs = job.New(job.Options{NodeID: o.NodeID, Log: o.Log, Ended: func(j contract.Job) {

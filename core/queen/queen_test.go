@@ -31,6 +31,7 @@ func TestDocumentMatchesTypes(t *testing.T) {
 		"Status": contract.Status{}, "ClusterView": contract.ClusterView{}, "Heartbeat": contract.Heartbeat{}, "HeartbeatReply": contract.HeartbeatReply{},
 		"WorkerExit": contract.WorkerExit{}, "WorkerInfo": contract.WorkerInfo{}, "Removed": removed{}, "Job": contract.Job{}, "Narration": contract.Narration{},
 		"WorkerSpawned": contract.WorkerSpawned{}, "WorkerDeleted": contract.WorkerDeleted{}, "Process": contract.Process{}, "ErrorBody": contract.ErrorBody{},
+		"ConfigReloaded": contract.ConfigReloaded{}, "ConfigChange": contract.ConfigChange{}, "FieldChange": contract.FieldChange{},
 		"Deployment": contract.Deployment{}, "Replicas": contract.Replicas{}, "PlacementRule": contract.PlacementRule{}, "Expression": contract.Expression{}} {
 		doc.Fields(t, name, v)
 	}

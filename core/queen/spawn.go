@@ -108,7 +108,7 @@ func (r *spawning) start(ctx context.Context) (contract.WorkerSpawned, error) {
 	if len(spec.QueenURLs) == 0 {
 		spec.QueenURLs = []string{q.o.URL}
 	}
-	def := q.o.Defaults[r.kind.Name]
+	def := q.settings().Defaults[r.kind.Name]
 	spec.Context, spec.Slots, spec.Threads = cmp.Or(spec.Context, def.Context), cmp.Or(spec.Slots, def.Slots), cmp.Or(spec.Threads, def.Threads)
 	if len(spec.Env) == 0 {
 		spec.Env = maps.Clone(def.Env)
