@@ -43,6 +43,9 @@ func parse(src []byte, name, path string, env func(string) (string, bool)) (*Con
 		c.Vendors = complete(c.Vendors, builtinVendors(), vendorName)
 		c.Credentials = slices.DeleteFunc(c.Credentials, func(k Credential) bool { return k.Value == "" })
 		for _, check := range names.later {
+			if len(d.diags) > 2*maxMistakes {
+				break // to look for more would take long, and they are not told
+			}
 			check()
 		}
 		d.check(c)
@@ -140,6 +143,11 @@ func (d *decoder) body(body *hclsyntax.Body, b *block, labelled func(*group, *hc
 func (d *decoder) option(a *hclsyntax.Attribute, o option) {
 	if o.expression != nil {
 		d.condition(a, o)
+		return
+	}
+	if why, at := costly(a.Expr); why != "" {
+		d.add("Wrong value", at, "%s", why)
+		d.failed[o.field] = true
 		return
 	}
 	v, diags := a.Expr.Value(d.eval)

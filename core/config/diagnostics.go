@@ -46,15 +46,31 @@ func (d Diagnostics) Error() string {
 	return strings.TrimRight(b.String(), "\n")
 }
 
-// fromHCL turns HCL's diagnostics into ours, sorted by place, each once.
+// Bounds of what is told. A file of nothing but mistakes has one for each of its bytes, in a line as long as the file.
+const (
+	maxMistakes = 200
+	maxDetail   = 2000 // bytes
+	maxLine     = 4000 // bytes of a line that are looked at for its excerpt
+)
+
+// fromHCL turns HCL's diagnostics into ours, sorted by place, each once. What is beyond the first 200 is only counted.
 func fromHCL(diags hcl.Diagnostics, src []byte, name string, body *hclsyntax.Body) Diagnostics {
 	var out Diagnostics
 	lines := bytes.Split(src, []byte("\n"))
-	for _, d := range diags {
-		if d.Severity != hcl.DiagError {
-			continue
+	diags = slices.DeleteFunc(slices.Clone(diags), func(d *hcl.Diagnostic) bool { return d.Severity != hcl.DiagError })
+	start := func(d *hcl.Diagnostic) int {
+		if d.Subject == nil {
+			return 0
 		}
+		return d.Subject.Start.Byte
+	}
+	slices.SortStableFunc(diags, func(a, b *hcl.Diagnostic) int { return cmp.Compare(start(a), start(b)) })
+	more := len(diags) - maxMistakes
+	for _, d := range diags[:min(len(diags), maxMistakes)] {
 		m := Diagnostic{Summary: d.Summary, Detail: d.Detail, File: name}
+		if len(m.Detail) > maxDetail {
+			m.Detail = strings.ToValidUTF8(m.Detail[:maxDetail], "") + " …"
+		}
 		if d.Subject != nil {
 			m.Line, m.Column = d.Subject.Start.Line, d.Subject.Start.Column
 			secret := false
@@ -62,7 +78,7 @@ func fromHCL(diags hcl.Diagnostics, src []byte, name string, body *hclsyntax.Bod
 				m.Block, secret = blockAt(body, d.Subject.Start.Byte)
 			}
 			if m.Line >= 1 && m.Line <= len(lines) {
-				m.Excerpt = excerpt(string(lines[m.Line-1]), secret)
+				m.Excerpt = excerpt(string(lines[m.Line-1][:min(len(lines[m.Line-1]), maxLine)]), secret)
 			}
 		}
 		out = append(out, m)
@@ -70,7 +86,13 @@ func fromHCL(diags hcl.Diagnostics, src []byte, name string, body *hclsyntax.Bod
 	slices.SortStableFunc(out, func(a, b Diagnostic) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 	})
-	return slices.Compact(out)
+	out = slices.Compact(out)
+	if more > 0 {
+		last := out[len(out)-1]
+		last.Summary, last.Detail = "More mistakes", fmt.Sprintf("There are %d more mistakes after this place; correct the first ones and look again.", more)
+		out = append(out, last)
+	}
+	return out
 }
 
 // blockAt names the innermost block around a byte of the file and says whether it holds a secret.
