@@ -105,6 +105,23 @@ func (s *screen) exit() int {
 
 const ctrlC = "\x03"
 
+// TestAgentOnATerminal: the end of its terminal stops an agent; SIGHUP means that there and not that the configuration changed.
+func TestAgentOnATerminal(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, "queen {\n  listen = \"ADDR\"\n}\nhive {\n  listen = \"127.0.0.1:0\"\n}\n")
+	s := n.onScreen("agent")
+	s.wait("queen started")
+	if err := s.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	if code := s.exit(); code != 0 {
+		t.Errorf("exit code %d\n%s", code, s.shows())
+	}
+	if strings.Contains(s.shows(), "configuration read again") {
+		t.Errorf("the screen is\n%q", s.shows())
+	}
+}
+
 // TestChatOnATerminal: Ctrl-C ends an answer and not the chat, and at the prompt the chat.
 func TestChatOnATerminal(t *testing.T) {
 	t.Parallel()
