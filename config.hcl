@@ -259,7 +259,7 @@ vendor "url" {
 }
 
 # Where engines come from: npm:PACKAGE@VERSION is a build of llama.cpp's libraries, pypi:PACKAGE is one of its server inside a Python
-# package, path:FOLDER is used where it is, recipe:FILE is built.
+# package, github:… one that is an asset of a release, path:FOLDER is used where it is, recipe:FILE is built.
 provisioner "npm" {
   # The registry. URL. Default: "", the one that npm itself is configured with.
   registry = ""
@@ -270,6 +270,17 @@ provisioner "npm" {
 provisioner "pypi" {
   # The registry's simple index, which must speak JSON. URL. Default: "", the one of the vendor "pypi".
   registry = ""
+}
+
+# github:OWNER/REPO@TAG/ASSET is the program llama-server in an archive of a release, whose digest the release gives. The asset may hold *,
+# and {os}, {arch} and {platform}, which stand for this machine's; ASSET//FOLDER/PROGRAM names another program with the same command line.
+provisioner "github" {
+  # The API. URL. Default: "", GitHub's own; that of an enterprise server ends in /api/v3.
+  endpoint = ""
+
+  # The token, for private repositories and a higher limit; it goes to the host of the endpoint only. Text. Default: null, which is
+  # GITHUB_TOKEN where that is set. `apiary credential set github` stores one that comes before both.
+  credential = null
 }
 
 # recipe:FILE is built here by the steps of a file; examples/recipes has one. No adapter starts engines that are servers yet.

@@ -3,8 +3,11 @@ package agent
 import (
 	"cmp"
 	"context"
+	"encoding/json"
+	"fmt"
 
 	"github.com/apiary-dev/apiary/plugins/vendor"
+	"github.com/apiary-dev/apiary/workers/provision/github"
 	"github.com/apiary-dev/apiary/workers/provision/npm"
 	"github.com/apiary-dev/apiary/workers/provision/path"
 	"github.com/apiary-dev/apiary/workers/provision/pypi"
@@ -12,8 +15,15 @@ import (
 )
 
 // provisioners returns the provisioners of this build, with the hosts that host makes for them.
-func provisioners(r *reach, recipes *recipe.Provisioner, host func(name string) vendor.Host) []vendor.Provisioner {
-	packages, wheels := npm.New(), pypi.New()
+func provisioners(r *reach, recipes *recipe.Provisioner, host func(name string) vendor.Host) ([]vendor.Provisioner, error) {
+	packages, wheels, releases := npm.New(), pypi.New(), github.New()
+	values, err := json.Marshal(github.Settings{Endpoint: r.github})
+	if err == nil {
+		err = releases.Configure(context.Background(), vendor.Configuration{Values: values, Host: host("github")})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("configure the provisioner github: %w", err)
+	}
 	return []vendor.Provisioner{
 		&npmEngines{Provisioner: packages, settled: settled{plugin: packages, host: host("npm"), find: func(ctx context.Context) (any, error) {
 			base, scopes, err := r.registry.Addresses(ctx)
@@ -25,7 +35,8 @@ func provisioners(r *reach, recipes *recipe.Provisioner, host func(name string) 
 		}}},
 		path.New(),
 		recipes,
-	}
+		releases,
+	}, nil
 }
 
 // npmEngines is the provisioner of npm packages, which gets its settings late.

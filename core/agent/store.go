@@ -24,6 +24,7 @@ import (
 	"github.com/apiary-dev/apiary/vendors/ollama"
 	"github.com/apiary-dev/apiary/vendors/pypi"
 	webaddress "github.com/apiary-dev/apiary/vendors/url"
+	"github.com/apiary-dev/apiary/workers/provision/github"
 	"github.com/apiary-dev/apiary/workers/provision/npm"
 	"github.com/apiary-dev/apiary/workers/provision/recipe"
 )
@@ -73,6 +74,11 @@ func openStore(o Options, native *nativeExecutable) (*artifact.Store, *pluginhos
 		log.Warn("a plugin is left out", "problem", err)
 	}
 	recipes := recipe.New(config.ReadRecipe)
+	engines, err := provisioners(r, recipes, host)
+	if err != nil {
+		plugins.Close()
+		return nil, nil, err
+	}
 	tools := func(p vendor.Provisioner) []string {
 		if own, ok := p.(*recipe.Provisioner); ok && own == recipes {
 			return cfg.Provisioner.Recipe.Tools
@@ -80,7 +86,7 @@ func openStore(o Options, native *nativeExecutable) (*artifact.Store, *pluginhos
 		return plugins.Tools(p)
 	}
 	store, err := artifact.Open(artifact.Options{
-		Home: cfg.Home, Vendors: append(vendors, plugins.Vendors...), Provisioners: append(provisioners(r, recipes, host), plugins.Provisioners...),
+		Home: cfg.Home, Vendors: append(vendors, plugins.Vendors...), Provisioners: append(engines, plugins.Provisioners...),
 		Openers: map[string]vendor.Opener{builtin.Scheme: inside}, Credentials: r.credential,
 		Reserve: cfg.Hive.Reserve.Disk, SelfTest: native.selfTest, Tools: tools,
 		Runner: tool.New([]string{o.Executable, "exec-child"}), HTTP: client, Log: log,
@@ -164,6 +170,8 @@ type reach struct {
 	mirrors    []string // base URLs
 	hub        string   // base URL; "": the vendor is switched off
 	hubToken   secret.Secret
+	github     string // base URL of the API
+	gitToken   secret.Secret
 	ollama     string // base URL; "": the vendor is switched off
 	registry   *npmrc.Registries
 	index      *pip.Index
@@ -176,6 +184,7 @@ func newReach(cfg *config.Config) *reach {
 	if hub := cfg.Vendor(config.VendorHub); hub.Enabled {
 		r.hub, r.hubToken = cmp.Or(hub.Endpoint, huggingface.DefaultEndpoint), hub.Credential
 	}
+	r.github, r.gitToken = cmp.Or(cfg.Provisioner.GitHub.Endpoint, github.DefaultEndpoint), cfg.Provisioner.GitHub.Credential
 	if v := cfg.Vendor(config.VendorOllama); v.Enabled {
 		r.ollama = cmp.Or(v.Registry, ollama.DefaultRegistry)
 	}
@@ -184,7 +193,7 @@ func newReach(cfg *config.Config) *reach {
 
 // own reports whether the configuration names the origin of u: registries, hub and mirrors. What others name is checked.
 func (r *reach) own(u *url.URL) bool {
-	return r.registry.Own(u) || r.index.Own(u) || r.wheels != nil && r.wheels.Own(u) || config.SameOrigin(r.hub, u) || config.SameOrigin(r.ollama, u) || slices.ContainsFunc(r.mirrors, func(m string) bool { return config.SameOrigin(m, u) })
+	return r.registry.Own(u) || r.index.Own(u) || r.wheels != nil && r.wheels.Own(u) || config.SameOrigin(r.hub, u) || config.SameOrigin(r.github, u) || config.SameOrigin(r.ollama, u) || slices.ContainsFunc(r.mirrors, func(m string) bool { return config.SameOrigin(m, u) })
 }
 
 // credential gives the token of that name that may be sent to host: the configured one, else what the vendor's block or HF_TOKEN
@@ -202,6 +211,9 @@ func (r *reach) credential(name, host string) (secret.Secret, error) {
 			s = r.wheels.Credential(host)
 		}
 		return s, nil
+	}
+	if at, err := url.Parse(r.github); err == nil && name == github.Scheme && config.SameOrigin(r.github, &url.URL{Scheme: at.Scheme, Host: host}) {
+		return r.gitToken, nil
 	}
 	if name == npm.Scheme {
 		return r.registry.Credential(host), nil

@@ -277,3 +277,20 @@ func TestBuildOnFullDisk(t *testing.T) {
 		}
 	})
 }
+
+// A link may be made to the one file of a name, wherever it is.
+func TestDeepLink(t *testing.T) {
+	t.Parallel()
+	link := vendor.Step{Link: &vendor.LinkStep{Name: "tiny.c", Match: "**/tiny.c"}}
+	s, b := workshop(t, nil, link)
+	e, err := s.InstallEngine(t.Context(), "build:tiny", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.Readlink(filepath.Join(s.EngineDir(e), "tiny.c")); err != nil || got != "src/tiny.c" {
+		t.Errorf("%q, %v", got, err)
+	}
+	b.plan.Reference, b.plan.Steps = "build:tiny@2", slices.Concat(b.plan.Steps[:1], []vendor.Step{{Extract: &vendor.ExtractStep{File: "src.tgz", Into: "more"}}, link})
+	_, err = s.InstallEngine(t.Context(), "build:other", nil, nil)
+	wantFault(t, err, fault.Invalid, "engine_incomplete", "holds 2 files")
+}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -349,7 +350,7 @@ func link(dir string, l *vendor.LinkStep) error {
 	}
 	target := l.Target
 	if l.Match != "" {
-		found, err := fs.Glob(root.FS(), l.Match)
+		found, err := glob(root.FS(), l.Match)
 		if err != nil || len(found) != 1 {
 			return fault.New(fault.Invalid, "engine_incomplete", "The engine holds %d files %s where one is needed, so its build is not one that Apiary can use.", len(found), l.Match)
 		}
@@ -363,6 +364,25 @@ func link(dir string, l *vendor.LinkStep) error {
 	} else {
 		return root.Symlink(rel, l.Name)
 	}
+}
+
+// glob is fs.Glob, with "**/" at the beginning for every folder.
+func glob(in fs.FS, pattern string) (found []string, err error) {
+	base, deep := strings.CutPrefix(pattern, "**/")
+	if !deep {
+		return fs.Glob(in, pattern)
+	}
+	err = fs.WalkDir(in, ".", func(p string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		ok, err := path.Match(base, path.Base(p))
+		if ok {
+			found = append(found, p)
+		}
+		return err
+	})
+	return found, err
 }
 
 // expect fails unless a regular file is there, perhaps through a link.

@@ -200,6 +200,7 @@ const (
 type Provisioners struct {
 	NPM    NPM
 	PyPI   PyPI
+	GitHub GitHub
 	Recipe Recipe
 }
 
@@ -211,6 +212,13 @@ type NPM struct {
 // PyPI is the block provisioner "pypi".
 type PyPI struct {
 	Registry string // URL of the simple index; "": that of the vendor "pypi"
+}
+
+// GitHub is the block provisioner "github".
+type GitHub struct {
+	Endpoint   string            // URL of the API, without a slash at its end; "": GitHub's own
+	Credential secret.Secret     // goes to the host of Endpoint only; "": none
+	From       map[string]string // by option: the environment variable that its value comes from
 }
 
 // Recipe is the block provisioner "recipe".

@@ -106,6 +106,7 @@ func TestFullConfiguration(t *testing.T) {
 		{Name: "ollama", Enabled: true, Registry: "http://10.0.0.5:5000"}, {Name: "pypi", Enabled: true, Registry: "https://pypi.example.org/simple"}, {Name: "builtin", Enabled: true}, {Name: "url", Enabled: true},
 	}
 	want.Provisioner.NPM.Registry = "http://127.0.0.1:4873"
+	want.Provisioner.GitHub = GitHub{Endpoint: "https://github.example.org/api/v3", Credential: "canary-token"}
 	want.Provisioner.Recipe.Tools = []string{"cmake", "ninja"}
 	want.Provisioner.PyPI.Registry = "https://engines.example.org/simple"
 	want.Workers = []Worker{

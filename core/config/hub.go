@@ -49,6 +49,19 @@ func (c *Config) hubEnvironment(env func(string) (string, bool)) error {
 	return nil
 }
 
+// gitHubEnvironment takes the token for releases from GITHUB_TOKEN where the file names none.
+func (c *Config) gitHubEnvironment(env func(string) (string, bool)) error {
+	g := &c.Provisioner.GitHub
+	g.Endpoint = strings.TrimRight(g.Endpoint, "/")
+	if value, _ := env("GITHUB_TOKEN"); g.Credential == "" && strings.TrimSpace(value) != "" {
+		g.Credential, g.From = secret.Secret(strings.TrimSpace(value)), map[string]string{"credential": "GITHUB_TOKEN"}
+		if checkForeignSecret(g.Credential.Reveal()) != nil {
+			return fault.New(fault.Invalid, "credential_invalid", "GITHUB_TOKEN holds characters that no token has; correct or unset it.")
+		}
+	}
+	return nil
+}
+
 // truth reads a switch as the programs do that it is from.
 func truth(s string) bool {
 	switch strings.ToUpper(strings.TrimSpace(s)) {

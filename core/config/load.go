@@ -70,6 +70,9 @@ func Load(o Options) (*Config, error) {
 		return nil, err
 	}
 	c.Agent.DataDir = c.Home
+	if err := c.gitHubEnvironment(o.Env); err != nil {
+		return nil, err
+	}
 	if err := c.hubEnvironment(o.Env); err != nil {
 		return nil, err
 	}

@@ -169,6 +169,10 @@ func provisionerBlocks(c *Config) []*block {
 		{name: "provisioner", label: "pypi", options: []option{
 			text("registry", `A URL is needed, for example "https://pypi.example.org/simple".`, &p.PyPI.Registry, checkRegistry),
 		}},
+		{name: "provisioner", label: "github", options: []option{
+			text("endpoint", `The URL of an API is needed, for example "https://github.example.org/api/v3".`, &p.GitHub.Endpoint, checkEndpoint),
+			foreignSecret("credential", &p.GitHub.Credential),
+		}},
 		{name: "provisioner", label: "recipe", options: []option{
 			list("tools", `A list of programs is needed, for example ["cmake", "ninja", "cc"].`, &p.Recipe.Tools, checkTool),
 		}},
@@ -197,7 +201,7 @@ func provisionerGroup(c *Config) *group {
 func workerSchema(c *Config, w *Worker) *block {
 	return &block{name: "worker", label: w.Name, options: []option{
 		text("adapter", `One of "native", "echo" is needed, for example "native".`, &w.Adapter, checkAdapter),
-		text("source", fmt.Sprintf("A reference to an engine is needed, for example %q.", defaultEngine), &w.Source, checkScheme(c, "engine", "npm", "path", "pypi", "recipe")),
+		text("source", fmt.Sprintf("A reference to an engine is needed, for example %q.", defaultEngine), &w.Source, checkScheme(c, "engine", "npm", "path", "pypi", "github", "recipe")),
 		list("devices", `A list of devices is needed, for example ["cuda0"].`, &w.Devices, checkDevice),
 		whole("context", "tokens", 8192, &w.Context, 0, 1<<24),
 		whole("slots", "slots", 4, &w.Slots, 0, contract.MaxSlots),

@@ -33,6 +33,9 @@ func (c *Config) Show(w io.Writer) error {
 			}
 		}
 	}
+	if name := c.Provisioner.GitHub.From["credential"]; name != "" {
+		notes[&c.Provisioner.GitHub.Credential] = "from " + name
+	}
 	f := hclwrite.NewEmptyFile()
 	showBody(f.Body(), schema(c), notes)
 	_, err := w.Write(hclwrite.Format(f.Bytes()))

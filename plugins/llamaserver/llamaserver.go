@@ -65,3 +65,14 @@ func devices(ids []string) string {
 	}
 	return strings.Join(out, ",")
 }
+
+// Segment makes a text, such as a version, the name of a folder as plans have it.
+func Segment(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '.' || r == '_' {
+			return r
+		}
+		return '-'
+	}, strings.ToLower(s))
+	return strings.TrimLeft(strings.ReplaceAll(s[:min(len(s), 64)], "..", "-"), "._-")
+}

@@ -82,7 +82,7 @@ type ExtractStep struct {
 }
 
 // LinkStep makes Name a relative symbolic link to Target, both inside the engine folder. Match may be given instead of
-// Target: a glob that must match exactly one file.
+// Target: a glob that must match exactly one file; one that begins with **/ looks into every folder.
 type LinkStep struct {
 	Name   string `json:"name,omitempty"`
 	Target string `json:"target,omitempty"`

@@ -122,23 +122,12 @@ func (p *Provisioner) Plan(ctx context.Context, req vendor.PlanRequest) (*vendor
 	}
 	at := program(ref)
 	return &vendor.Plan{
-		Reference: ref.String(), Name: segment(ref.Name), Version: segment(ref.Version), Platform: platformName(req.Platform), Files: []vendor.File{file},
+		Reference: ref.String(), Name: llamaserver.Segment(ref.Name), Version: llamaserver.Segment(ref.Version), Platform: platformName(req.Platform), Files: []vendor.File{file},
 		Steps: []vendor.Step{
 			{Extract: &vendor.ExtractStep{File: file.Path, Into: ".", MaxBytes: maxUnpacked, MaxEntries: maxEntries}},
 			{Expect: &vendor.ExpectStep{Path: at, Executable: true, Message: "The wheel " + wheel.Quote(w.Filename) + " holds no program " + at + "; where it has another name, say it: pypi:" + ref.Name + "@" + ref.Version + "/folder/program."}},
 		},
 	}, nil
-}
-
-// segment makes a text the name of a folder.
-func segment(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '.' || r == '_' {
-			return r
-		}
-		return '-'
-	}, strings.ToLower(s))
-	return strings.TrimLeft(strings.ReplaceAll(s[:min(len(s), 64)], "..", "-"), "._-")
 }
 
 // Launch implements vendor.Launcher.

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/apiary-dev/apiary/core/testutil/fakehost"
+	"github.com/apiary-dev/apiary/plugins/llamaserver"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 	"github.com/apiary-dev/apiary/plugins/wheel"
 )
@@ -101,7 +102,7 @@ func TestErrors(t *testing.T) {
 		t.Errorf("without settings: %v", err)
 	}
 	for in, want := range map[string]string{"1!2.0+cu12.4": "1-2.0-cu12.4", "1..2": "1-2", "V1": "v1", "-x": "x"} {
-		if got := segment(in); got != want {
+		if got := llamaserver.Segment(in); got != want {
 			t.Errorf("%s: %s", in, got)
 		}
 	}

@@ -122,3 +122,8 @@ provisioner "pypi" {
 provisioner "recipe" {
   tools = ["cmake", "ninja"]
 }
+
+provisioner "github" {
+  endpoint   = "https://github.example.org/api/v3/"
+  credential = "canary-token"
+}
