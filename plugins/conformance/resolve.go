@@ -52,6 +52,9 @@ func checkFeatures(ctx context.Context, s *suite) error {
 		vendor.KindProvisioner: {vendor.FeatureList: vendor.MethodList, vendor.FeatureLaunch: vendor.MethodLaunch, vendor.FeaturePin: vendor.MethodPin},
 	}[s.info.Kind]
 	for _, f := range s.info.Features {
+		if f == vendor.FeatureBare && s.info.Kind == vendor.KindVendor {
+			continue // it has no method of its own
+		}
 		if methods[f] == "" {
 			return fmt.Errorf("it names the feature %q, which a %s does not have", f, s.info.Kind)
 		}

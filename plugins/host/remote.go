@@ -159,7 +159,16 @@ func (r remote) FileClient() *http.Client {
 
 func (r remote) Supports(ref string) bool {
 	scheme, _, found := strings.Cut(ref, ":")
-	return found && slices.Contains(r.info.Schemes, scheme)
+	if found && slices.Contains(r.info.Schemes, scheme) {
+		return true
+	}
+	return slices.Contains(r.info.Features, vendor.FeatureBare) && bare(ref)
+}
+
+// bare reports whether ref has the form ORG/REPO, with what may follow that, and no scheme.
+func bare(ref string) bool {
+	name := regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}([@:].*)?$`)
+	return len(ref) <= 2048 && name.MatchString(ref)
 }
 
 // The types below have one method each, so that a value has exactly the methods of its plugin.

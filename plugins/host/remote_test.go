@@ -17,6 +17,20 @@ import (
 // whole is a vendor and a provisioner with everything; what it says of itself is as the test wants.
 type whole struct{ info vendor.Info }
 
+// TestBareReferences: a plugin that says so is asked for ORG/REPO, another one is not.
+func TestBareReferences(t *testing.T) {
+	with := Vendor(nil, vendor.Info{Schemes: []string{"x"}, Features: []string{vendor.FeatureBare}})
+	without := Vendor(nil, vendor.Info{Schemes: []string{"x"}})
+	for ref, want := range map[string][2]bool{
+		"x:a/b": {true, true}, "org/repo": {true, false}, "org/repo:Q4": {true, false}, "org/repo@v1": {true, false}, "repo": {}, "y:org/repo": {}, "a/b/c": {}, "/org/repo": {},
+		"../repo": {}, "org/-repo": {}, "https://a/b": {}, "./m.gguf": {},
+	} {
+		if got := [2]bool{with.Supports(ref), without.Supports(ref)}; got != want {
+			t.Errorf("%s: %v, want %v", ref, got, want)
+		}
+	}
+}
+
 func (w whole) Info() vendor.Info        { return w.info }
 func (w whole) Supports(ref string) bool { return true }
 

@@ -134,6 +134,9 @@ func (d *dispatcher) info() (*vendor.Info, error) {
 		return nil, internal("bad_info", "Info of the plugin "+info.Name+" says that it is a "+info.Kind+", and its methods are those of a "+d.kind+".")
 	}
 	for _, f := range info.Features {
+		if f == vendor.FeatureBare && d.kind == vendor.KindVendor {
+			continue
+		}
 		if !slices.Contains(d.features, f) {
 			return nil, internal("bad_info", "Info of the plugin "+info.Name+" names the feature "+f+", and it lacks the method of that feature.")
 		}

@@ -24,6 +24,7 @@ const (
 	FeatureList    = "list"
 	FeatureLaunch  = "launch"
 	FeaturePin     = "pin"
+	FeatureBare    = "bare" // a vendor that takes references without a scheme too, in the form ORG/REPO; it needs no method
 )
 
 // Info describes a plugin. It does not change while the plugin runs.
