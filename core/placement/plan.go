@@ -200,7 +200,8 @@ func (pl *planner) wanted(d *deployment) int {
 	}
 	for _, r := range d.replicas {
 		for _, w := range r.gone {
-			if d.IdleTTL == 0 || pl.in.Now-max(w.LastUsed, w.ReadyAt) < d.IdleTTL {
+			if until := max(w.LastUsed, w.ReadyAt) + d.IdleTTL; d.IdleTTL == 0 || pl.in.Now < until {
+				pl.wake(until) // then nobody needs it any more
 				return 1
 			}
 		}
@@ -331,12 +332,12 @@ func (pl *planner) unload(d *deployment) {
 	for _, n := range d.order {
 		r := d.replicas[n]
 		for _, w := range slices.Concat(r.stale, r.current) {
-			if w.State != StateReady || w.Busy > 0 || w.Queue > 0 || d.present() <= pl.wanted(d) {
+			if w.State != StateReady || w.Busy > 0 || w.Queue > 0 || d.present() <= d.Min {
 				continue
 			}
 			if idle := pl.idle(w); idle < d.IdleTTL {
 				pl.wake(pl.in.Now + d.IdleTTL - idle)
-			} else {
+			} else if d.present() > pl.wanted(d) {
 				pl.stop(Action{Code: CodeIdle, Reason: fmt.Sprintf("Worker %s is unloaded: nobody used %s for %s.", w.ID, d.Name, short(idle))}, w)
 			}
 		}

@@ -182,6 +182,14 @@ func TestOnDemand(t *testing.T) {
 	expect(t, trio().with(d).and(w), "stop w0 idle")
 	w.LastUsed = 990 * time.Second
 	expect(t, trio().with(d).and(w))
+	// One that was in use when it failed counts as long as it would have been kept; then there is another look.
+	failed := at("f", "chat", 1, "h1/cuda0", gib)
+	failed.State, failed.LastUsed, w.LastUsed = StateFailed, 600*time.Second, 0
+	if p := expect(t, trio().with(d).and(w, failed)); p.Next != 1500*time.Second {
+		t.Errorf("looks again at %s", p.Next)
+	}
+	failed.LastUsed = 100 * time.Second
+	expect(t, trio().with(d).and(w, failed), "stop w0 idle")
 	w.LastUsed, w.Busy = 0, 1
 	expect(t, trio().with(d).and(w))
 	w.Busy, d.Min = 0, 1

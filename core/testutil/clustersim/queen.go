@@ -389,7 +389,11 @@ func (q *queen) drain(id string) {
 	}
 	var try func(attempt int)
 	try = func(attempt int) {
-		if !q.alive() || q.inc != inc || !q.draining[id] {
+		switch {
+		case q.inc != inc || !q.draining[id]:
+			return
+		case !q.alive(): // it stands still and goes on later
+			w.after(time.Second, func() { try(attempt) })
 			return
 		}
 		if attempt > 6 { // the worker is given back
