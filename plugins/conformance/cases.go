@@ -44,6 +44,7 @@ type BadSettings struct {
 type Grants struct {
 	HTTP    []string `json:"http,omitempty"`
 	Private []string `json:"private,omitempty"` // may speak plain http
+	Run     []string `json:"run,omitempty"`     // tools; none: those that the plugin asks for
 }
 
 // Answer is what a server answers to a request. The body is Text, or JSON, or the content of File, which lies beside the cases.

@@ -142,6 +142,9 @@ func (s *suite) grants() config.Grants {
 	g := config.Grants{HTTP: s.info.Requests.HTTP, Credentials: s.info.Requests.Credentials, Run: s.info.Requests.Run}
 	if x := s.cases.Grants; x != nil {
 		g.HTTP, g.Private = slices.Concat(x.HTTP, x.Private), x.Private
+		if len(x.Run) > 0 {
+			g.Run = x.Run
+		}
 	}
 	return g
 }

@@ -29,6 +29,7 @@ import (
 	"github.com/apiary-dev/apiary/vendors/url"
 	"github.com/apiary-dev/apiary/workers/provision/npm"
 	"github.com/apiary-dev/apiary/workers/provision/path"
+	"github.com/apiary-dev/apiary/workers/provision/recipe"
 )
 
 // root is the folder of the repository.
@@ -45,6 +46,15 @@ func TestBuiltIn(t *testing.T) {
 		"vendors/url":            func(vendor.Host) any { return url.New() },
 		"workers/provision/npm":  func(vendor.Host) any { return npm.New() },
 		"workers/provision/path": func(vendor.Host) any { return path.New() },
+		"workers/provision/recipe": func(vendor.Host) any {
+			return recipe.New(func(path string) ([]byte, error) {
+				raw, err := os.ReadFile(path)
+				if err != nil {
+					return nil, &vendor.Error{Kind: vendor.KindNotFound, Code: "recipe_not_found", Message: "There is no such recipe."}
+				}
+				return raw, nil
+			})
+		},
 	} {
 		t.Run(dir, func(t *testing.T) {
 			sum := conformancetest.Run(t, conformancetest.BuiltIn(make), filepath.Join(root, dir, conformance.CasesFile))
