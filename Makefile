@@ -71,7 +71,7 @@ staticcheck: ## run staticcheck
 	$(TOOL) staticcheck ./...
 
 deadcode: ## list functions that no executable reaches
-	@out=$$($(TOOL) deadcode -tags embedllama . ./workers/llama/cmd/apiary-llama ./examples/plugin-go); if [ -n "$$out" ]; then echo "$$out"; exit 1; fi
+	@out=$$($(TOOL) deadcode -tags embedllama . ./workers/llama/cmd/apiary-llama ./examples/plugin-go ./examples/provisioner-go); if [ -n "$$out" ]; then echo "$$out"; exit 1; fi
 
 proto: ## generate the code of the plugin contract from plugins/proto
 	@mkdir -p bin/tools

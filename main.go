@@ -19,6 +19,7 @@ var defaultConfig []byte
 //go:embed go.mod go.sum
 //go:embed plugins/vendor/*.go plugins/sdk/*.go plugins/sdk/wire/*.go plugins/proto/*.go plugins/proto/*/*.go plugins/proto/*/*.proto
 //go:embed examples/plugin-go/*.go examples/plugin-go/README.md examples/plugin-go/.gitignore
+//go:embed examples/provisioner-go/*.go examples/provisioner-go/README.md examples/provisioner-go/.gitignore examples/provisioner-go/testdata/*.json
 //go:embed examples/plugin-rust/src/*.rs examples/plugin-rust/Cargo.toml examples/plugin-rust/Cargo.lock
 //go:embed examples/plugin-rust/manifest.json examples/plugin-rust/README.md examples/plugin-rust/.gitignore
 //go:embed examples/plugin-assemblyscript/assembly/index.ts examples/plugin-assemblyscript/assembly/abi.ts

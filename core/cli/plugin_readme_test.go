@@ -26,24 +26,27 @@ func TestPluginReadmes(t *testing.T) {
 		t.Parallel()
 		runReadme(t, filepath.Join("..", "..", "examples", "README.md"), t.TempDir(), engineDir() != "" && npmWorks())
 	})
-	for language, example := range map[string]string{"go": "go", "rust": "rust", "as": "assemblyscript", "c": "c", "python": "python"} {
-		t.Run(language, func(t *testing.T) {
+	for options, example := range map[string]string{
+		"go": "plugin-go", "rust": "plugin-rust", "as": "plugin-assemblyscript", "c": "plugin-c", "python": "plugin-python", "go --kind provisioner": "provisioner-go",
+	} {
+		language, _, _ := strings.Cut(options, " ")
+		t.Run(options, func(t *testing.T) {
 			t.Parallel()
 			if language != "go" && !toolchainWorks(language) {
 				t.Skipf("there is no toolchain for %s", language)
 			}
 			dir := t.TempDir()
-			out, err := script(t, dir, "apiary plugin new --lang "+language+" my-vendor")
+			out, err := script(t, dir, "apiary plugin new --lang "+options+" my-vendor")
 			if err != nil {
 				t.Fatalf("%v\n%s", err, out)
 			}
 			folder := filepath.Join(dir, "my-vendor")
-			original, err := os.ReadFile(filepath.Join("..", "..", "examples", "plugin-"+example, "README.md"))
+			original, err := os.ReadFile(filepath.Join("..", "..", "examples", example, "README.md"))
 			if err != nil {
 				t.Fatal(err)
 			}
 			text, err := os.ReadFile(filepath.Join(folder, "README.md"))
-			if err != nil || len(commands(string(text))) != len(commands(string(original))) || len(commands(string(text))) < 4 {
+			if err != nil || len(commands(string(text))) != len(commands(string(original))) || len(commands(string(text))) == 0 {
 				t.Fatalf("the README has %d blocks of commands (%v)", len(commands(string(text))), err)
 			}
 			if language == "python" {
@@ -91,6 +94,9 @@ func runReadme(t *testing.T, readme, dir string, withModel bool) {
 	}
 	home := filepath.Join(dir, ".home")
 	t.Cleanup(func() {
+		if !exists(filepath.Join(home, "run", "lock")) {
+			return
+		}
 		if err := stopHome(home); err != nil {
 			t.Error(err)
 		}
@@ -100,7 +106,7 @@ func runReadme(t *testing.T, readme, dir string, withModel bool) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if !regexp.MustCompile(`(?m)^model: [a-z-]+:stories.* · (verified|ready)`).MatchString(out) {
+	if strings.Contains(all, ":stories") && !regexp.MustCompile(`(?m)^model: [a-z-]+:stories.* · (verified|ready)`).MatchString(out) {
 		t.Errorf("no model:\n%s", out)
 	}
 	if withModel && !regexp.MustCompile(`(?m)^model: .* · ready in .* on [a-z]+[0-9]+$`).MatchString(out) {

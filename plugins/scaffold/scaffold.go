@@ -43,6 +43,8 @@ func examples() []example {
 	return []example{
 		{language: "go", kind: vendor.KindVendor, folder: "examples/plugin-go", module: true,
 			names: []string{`"index"`, `"NAME"`, "index:", "NAME:", "`index`", "`NAME`", "list index", "list NAME", "plugin index", "plugin NAME", "index.wasm", "NAME.wasm", "/index\n", "/NAME\n", "Plugin-go", "NAME"}},
+		{language: "go", kind: vendor.KindProvisioner, folder: "examples/provisioner-go", module: true,
+			names: []string{"Provisioner-go", "NAME", "forge", "NAME"}},
 		{language: "rust", kind: vendor.KindVendor, folder: "examples/plugin-rust", names: []string{"shelf-rust", "NAME", "shelf", "NAME", "Shelf", "Name"}},
 		{language: "as", kind: vendor.KindVendor, folder: "examples/plugin-assemblyscript", names: []string{"shelf-assemblyscript", "NAME", "shelf", "NAME"}},
 		{language: "c", kind: vendor.KindVendor, folder: "examples/plugin-c", names: []string{"shelf-c", "NAME", "shelf", "NAME"}},

@@ -47,7 +47,7 @@ func TestNames(t *testing.T) {
 			}
 			raw, err := os.ReadFile(path)
 			found = found || bytes.Contains(raw, []byte("my-models:"))
-			for _, old := range []string{"shelf", "Shelf", "index:", `"index"`} {
+			for _, old := range []string{"shelf", "Shelf", "forge", "index:", `"index"`} {
 				if at := bytes.Index(raw, []byte(old)); at >= 0 && (e.module || !strings.Contains(old, "index")) {
 					t.Errorf("%s of %s has %q: %q", filepath.Base(path), e.folder, old, raw[max(at-30, 0):min(at+30, len(raw))])
 				}
