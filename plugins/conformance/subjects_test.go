@@ -27,8 +27,10 @@ import (
 	"github.com/apiary-dev/apiary/vendors/ollama"
 	"github.com/apiary-dev/apiary/vendors/pypi"
 	"github.com/apiary-dev/apiary/vendors/url"
+	"github.com/apiary-dev/apiary/workers/provision/github"
 	"github.com/apiary-dev/apiary/workers/provision/npm"
 	"github.com/apiary-dev/apiary/workers/provision/path"
+	engines "github.com/apiary-dev/apiary/workers/provision/pypi"
 	"github.com/apiary-dev/apiary/workers/provision/recipe"
 )
 
@@ -38,14 +40,16 @@ const root = "../.."
 // TestBuiltIn checks every plugin of this repository inside the program. Its cases are testdata/conformance.json of its folder.
 func TestBuiltIn(t *testing.T) {
 	for dir, make := range map[string]func(vendor.Host) any{
-		"vendors/builtin":        func(vendor.Host) any { return builtin.New() },
-		"vendors/huggingface":    func(vendor.Host) any { return huggingface.New() },
-		"vendors/local":          func(vendor.Host) any { return local.New() },
-		"vendors/ollama":         func(vendor.Host) any { return ollama.New() },
-		"vendors/pypi":           func(vendor.Host) any { return pypi.New() },
-		"vendors/url":            func(vendor.Host) any { return url.New() },
-		"workers/provision/npm":  func(vendor.Host) any { return npm.New() },
-		"workers/provision/path": func(vendor.Host) any { return path.New() },
+		"vendors/builtin":          func(vendor.Host) any { return builtin.New() },
+		"vendors/huggingface":      func(vendor.Host) any { return huggingface.New() },
+		"vendors/local":            func(vendor.Host) any { return local.New() },
+		"vendors/ollama":           func(vendor.Host) any { return ollama.New() },
+		"vendors/pypi":             func(vendor.Host) any { return pypi.New() },
+		"vendors/url":              func(vendor.Host) any { return url.New() },
+		"workers/provision/github": func(vendor.Host) any { return github.New() },
+		"workers/provision/npm":    func(vendor.Host) any { return npm.New() },
+		"workers/provision/path":   func(vendor.Host) any { return path.New() },
+		"workers/provision/pypi":   func(vendor.Host) any { return engines.New() },
 		"workers/provision/recipe": func(vendor.Host) any {
 			return recipe.New(func(path string) ([]byte, error) {
 				raw, err := os.ReadFile(path)
@@ -91,11 +95,16 @@ func TestProcesses(t *testing.T) {
 		{dir: "examples/plugin-c", prebuilt: "shelf-c.wasm"},
 		{dir: "examples/plugin-assemblyscript"},
 		{dir: "examples/plugin-python", tls: process.TLSNone},
+		{dir: "examples/provisioner-go"},
 		{dir: "vendors/huggingface/plugin", cases: "vendors/huggingface"},
 		{dir: "vendors/local/plugin", cases: "vendors/local", only: config.TransportProcess},
 		{dir: "vendors/ollama/plugin", cases: "vendors/ollama"},
 		{dir: "vendors/pypi/plugin", cases: "vendors/pypi"},
 		{dir: "vendors/url/plugin", cases: "vendors/url"},
+		{dir: "workers/provision/github/plugin", cases: "workers/provision/github"},
+		{dir: "workers/provision/npm/plugin", cases: "workers/provision/npm"},
+		{dir: "workers/provision/path/plugin", cases: "workers/provision/path", only: config.TransportProcess},
+		{dir: "workers/provision/pypi/plugin", cases: "workers/provision/pypi"},
 	} {
 		dir := filepath.Join(root, g.dir)
 		sources, err := toolchain.Detect(dir)

@@ -49,7 +49,7 @@ func New() *Provisioner { return &Provisioner{now: time.Now} }
 func (p *Provisioner) Info() vendor.Info {
 	return vendor.Info{
 		Name: "github", Version: "1.0.0", Kind: vendor.KindProvisioner, Schemes: []string{Scheme}, Features: []string{vendor.FeatureLaunch, vendor.FeaturePin},
-		ContractMinor: vendor.ContractMinor, Description: "Builds of llama.cpp's server that are assets of releases.", Requests: vendor.Requests{Credentials: []string{Scheme}},
+		ContractMinor: vendor.ContractMinor, Description: "Builds of llama.cpp's server that are assets of releases.", Requests: vendor.Requests{HTTP: []string{"api.github.com", "github.com", "*.githubusercontent.com"}, Credentials: []string{Scheme}},
 	}
 }
 
