@@ -344,11 +344,12 @@ func (pl *planner) unload(d *deployment) {
 	}
 }
 
-// dispensable is the worker that the deployment misses least.
+// dispensable is the worker that the deployment misses least. It is chosen by what every queen sees alike: where two of them chose differently,
+// each would leave it to the other.
 func (pl *planner) dispensable(d *deployment) *Worker {
 	var best *Worker
 	rankOf := func(w *Worker) [3]int64 {
-		out := [3]int64{0, int64(w.Busy + w.Queue), -int64(w.ReadyAt)}
+		out := [3]int64{0, int64(w.Busy + w.Queue), -int64(w.Replica)}
 		switch {
 		case w.State == StateStarting:
 			out[0] = -2

@@ -222,6 +222,8 @@ func TestScale(t *testing.T) {
 	d.Pressure = Pressure{SlackSince: 600 * time.Second}
 	w0.Busy = 1
 	expect(t, trio().with(d).and(w0, w1), "stop w1 slack")
+	w0.Busy, w0.ReadyAt = 0, 990*time.Second // a queen that was restarted has not seen it for longer, and chooses the same
+	expect(t, trio().with(d).and(w0, w1), "stop w1 slack")
 	w1.State = StateDraining
 	expect(t, trio().with(d).and(w0, w1, at("w2", "chat", 2, "h1/cuda0", gib)))
 	expect(t, trio().with(d).and(w0))
