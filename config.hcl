@@ -32,6 +32,21 @@ agent {
   }
 }
 
+# How the agents of several machines find and watch each other.
+gossip {
+  # Where the others reach this agent's gossip, over both TCP and UDP. Host and port. Default: "127.0.0.1:7834", or a free port where
+  # that is taken. Off loopback it needs a key, and --insecure-i-know as for queen.listen.
+  bind = "127.0.0.1:7834"
+
+  # Agents to join, by their gossip addresses; one that is there is enough, and none is needed by the first one. List of "HOST:PORT"
+  # or "dns:NAME:PORT", all addresses of a name; the port may be left out. Default: none. `apiary agent --join` adds to it.
+  join = []
+
+  # What encrypts the gossip, the same on all machines: `apiary keygen` makes one, file("gossip.key") reads it. Text of at least 32
+  # characters. Default: null, which on loopback follows from secrets/cluster.key and off loopback is refused.
+  key = null
+}
+
 queen {
   # Where clients and workers reach the queen. Host and port. Default: "127.0.0.1:7833". Off loopback it is refused unless the
   # agent is started with --insecure-i-know. APIARY_ADDR beats it for an agent that a command starts.

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/config"
-	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/core/httpd"
 	"github.com/apiary-dev/apiary/core/process"
@@ -31,6 +30,7 @@ type Options struct {
 	Executable string          // this executable, absolute: it is also the launcher of children and the echo worker
 	Insecure   bool            // listen off loopback although there are no keys and certificates
 	Hurry      <-chan struct{} // closed to stop within five seconds instead of draining; nil: never
+	Join       []string        // gossip addresses to join beside those of the configuration
 	// Load reads the configuration again, at POST /admin/reload and at each value of Reload. nil: as Config.
 	Load    func() (*config.Config, error)
 	Reload  <-chan struct{} // nil: never
@@ -93,8 +93,14 @@ func Run(ctx context.Context, o Options) error {
 			return err
 		}
 	}
+	if l.gossip, l.packets, err = listenGossip(cfg.Gossip); err != nil {
+		return err
+	}
 	a, err := build(o, n, l.addresses())
 	if err != nil {
+		return err
+	}
+	if err := a.buildGossip(o, n, &l); err != nil {
 		return err
 	}
 	me, err := self()
@@ -139,6 +145,7 @@ func (a *assembly) addServices(group *run.Group, o Options, l *listeners) {
 		}})
 		group.Add(run.Service{Name: "queen", StopTimeout: 2 * closeTimeout, Run: a.queen.Run})
 	}
+	group.Add(run.Service{Name: "gossip", Run: a.gossip.Run})
 	if o.Insecure && !a.guard.loopback {
 		group.Add(run.Service{Name: "warning", Run: func(ctx context.Context) error { return warnInsecure(ctx, o.Log) }})
 	}
@@ -163,14 +170,20 @@ func warnInsecure(ctx context.Context, log *slog.Logger) error {
 	}
 }
 
-// listeners are the open sockets of the roles.
-type listeners struct{ queen, hive net.Listener }
+// listeners are the open sockets of the roles and of the gossip.
+type listeners struct {
+	queen, hive, gossip net.Listener
+	packets             net.PacketConn // of the gossip
+}
 
 func (l *listeners) close() {
-	for _, ln := range []net.Listener{l.queen, l.hive} {
+	for _, ln := range []net.Listener{l.queen, l.hive, l.gossip} {
 		if ln != nil {
 			_ = ln.Close() // a server that ran has closed it already
 		}
+	}
+	if l.packets != nil {
+		_ = l.packets.Close()
 	}
 }
 
@@ -188,15 +201,6 @@ func (l *listeners) addresses() addresses {
 	return a
 }
 
-func listen(addr, setting string) (net.Listener, error) {
-	ln, err := net.Listen("tcp", addr)
-	if err != nil {
-		return nil, fault.New(fault.Conflict, "cannot_listen",
-			"The agent cannot listen at %s (%s): %w; end the program that has the port, or choose another one in the configuration or with APIARY_ADDR.", addr, setting, err)
-	}
-	return ln, nil
-}
-
 // checkBinds refuses addresses that other machines can reach, before any socket is opened.
 func checkBinds(o Options, queen, hive bool) error {
 	if queen {
@@ -205,9 +209,11 @@ func checkBinds(o Options, queen, hive bool) error {
 		}
 	}
 	if hive {
-		return httpd.CheckBind(o.Config.Hive.Listen, o.Insecure, "hive.listen")
+		if err := httpd.CheckBind(o.Config.Hive.Listen, o.Insecure, "hive.listen"); err != nil {
+			return err
+		}
 	}
-	return nil
+	return checkGossip(o, queen, hive)
 }
 
 func isLoopback(addr string) bool {

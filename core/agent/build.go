@@ -15,10 +15,12 @@ import (
 	"strings"
 	"sync/atomic"
 	"text/tabwriter"
+	"time"
 
 	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/gateway"
+	"github.com/apiary-dev/apiary/core/gossip"
 	"github.com/apiary-dev/apiary/core/hive"
 	"github.com/apiary-dev/apiary/core/httpd"
 	"github.com/apiary-dev/apiary/core/metrics"
@@ -37,6 +39,10 @@ type assembly struct {
 	queen       *queen.Queen
 	gateway     *gateway.Gateway
 	hive        *hive.Hive
+	gossip      *gossip.Gossip // set by buildGossip
+	metrics     *metrics.Metrics
+	network     network
+	start       string          // of this run
 	plugins     *pluginhost.Set // nil without a hive
 	queenServer *httpd.Server
 	hiveServer  *httpd.Server
@@ -52,6 +58,7 @@ func build(o Options, n node, at addresses) (*assembly, error) {
 	cfg := o.Config
 	a := &assembly{
 		drain:    newDrain(),
+		start:    gossip.NewStart(time.Now()),
 		queenURL: baseURL(at.queen, cfg.Agent.Advertise),
 		hiveURL:  baseURL(at.hive, cfg.Agent.Advertise),
 		guard: guard{
@@ -65,6 +72,7 @@ func build(o Options, n node, at addresses) (*assembly, error) {
 		a.reloader.load = func() (*config.Config, error) { return cfg, nil }
 	}
 	m := metrics.New()
+	a.metrics = m
 	if at.hive != "" {
 		if err := a.buildHive(o, n, m); err != nil {
 			return nil, err
@@ -133,7 +141,7 @@ func (a *assembly) buildHive(o Options, n node, m *metrics.Metrics) error {
 		},
 		ExecChild: []string{o.Executable, "exec-child"}, Ports: cfg.Hive.WorkerPorts, QueenURLs: queens,
 		Kill: process.KillOptions{Term: cfg.Hive.Kill.Term, Kill: cfg.Hive.Kill.Kill}, ReserveMemory: cfg.Hive.Reserve.Memory,
-		Metrics: m, Log: o.Log.With("role", "hive"),
+		Start: a.start, Queens: a.queens, Changed: func() { a.gossip.Kick() }, Dial: a.network.dial, Metrics: m, Log: o.Log.With("role", "hive"),
 	})
 	if err != nil {
 		return err
@@ -164,7 +172,8 @@ func (a *assembly) buildQueen(o Options, n node, m *metrics.Metrics) error {
 		NodeID: n.id, Name: cfg.Agent.Name, Version: o.Version, URL: a.queenURL, ClusterKey: n.cluster, Hives: hives,
 		Models: models(cfg), Workers: kinds(cfg), Defaults: spawnDefaults(cfg), Deployments: cfg.Shared(), Registry: registryParams(cfg), Interval: cfg.Queen.Heartbeat.Interval, ReadyAfter: cfg.Queen.Detection.ReadyAfter,
 		Drain: cfg.Hive.Drain, Ready: cfg.Hive.Spawn.Ready, ReadyGiB: cfg.Hive.Spawn.ReadyPerGiB, ReadyMax: cfg.Hive.Spawn.ReadyMax,
-		InFlight: func(id string) int { return gw.InFlight(id) }, Metrics: m, Log: log,
+		InFlight: func(id string) int { return gw.InFlight(id) }, Start: a.start, Members: a.members, ChangeKeys: a.changeKeys,
+		Dial: a.network.dial, Metrics: m, Log: log,
 	})
 	if err != nil {
 		return err

@@ -259,6 +259,9 @@ func openBinds(cfg *config.Config) (warnings []string) {
 			warnings = append(warnings, fault.As(err).Message)
 		}
 	}
+	if err := httpd.CheckBind(cfg.Gossip.Bind, false, "gossip.bind"); err != nil {
+		warnings = append(warnings, fault.As(err).Message)
+	}
 	return warnings
 }
 
@@ -283,16 +286,17 @@ func (a *app) execChildCommand() *cobra.Command {
 }
 
 func (a *app) agentCommand() *cobra.Command {
-	var insecure, dump, background bool
+	var f agentFlags
 	c := &cobra.Command{Use: "agent", Short: "Run an agent in the foreground: queen, hive or both, as configured", Args: argCount(0, 0, "")}
 	c.Long = c.Short + ".\n\nSIGTERM stops it: it refuses new requests, lets running ones finish, and leaves the workers alone. A second SIGTERM makes it hurry.\nSIGHUP has it read its configuration again, as `apiary config reload` does; in a terminal it stops the agent, because it says that the terminal was closed."
 	c.Flags().StringVar(&a.addr, "addr", "", "the address to listen on as queen, `host:port` (default: APIARY_ADDR, queen.listen of the configuration)")
-	c.Flags().BoolVar(&insecure, "insecure-i-know", false, "listen where other machines can connect, although there are no keys and certificates")
-	c.Flags().BoolVar(&dump, "dump-routes", false, "print the table of routes and exit")
-	c.Flags().BoolVar(&background, "background", false, "log to agent.log in the data folder")
+	c.Flags().BoolVar(&f.insecure, "insecure-i-know", false, "listen where other machines can connect, although there are no keys and certificates")
+	c.Flags().StringSliceVar(&f.join, "join", nil, "gossip `address` of an agent to join, host:port or dns:name:port (repeatable; beside gossip.join of the configuration)")
+	c.Flags().BoolVar(&f.dump, "dump-routes", false, "print the table of routes and exit")
+	c.Flags().BoolVar(&f.background, "background", false, "log to agent.log in the data folder")
 	_ = c.Flags().MarkHidden("background") // how other commands start it
 	c.RunE = func(*cobra.Command, []string) error {
-		return a.serve(agentFlags{insecure: insecure, dump: dump, background: background})
+		return a.serve(f)
 	}
 	return c
 }

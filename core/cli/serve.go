@@ -29,6 +29,7 @@ type agentFlags struct {
 	insecure   bool
 	dump       bool
 	background bool
+	join       []string
 }
 
 // serve runs an agent until it is told to stop.
@@ -41,7 +42,7 @@ func (a *app) serve(f agentFlags) error {
 	if err != nil {
 		return fmt.Errorf("find this executable: %w", err)
 	}
-	o := agent.Options{Config: cfg, Version: a.version, Executable: own, Insecure: f.insecure}
+	o := agent.Options{Config: cfg, Version: a.version, Executable: own, Insecure: f.insecure, Join: f.join}
 	if f.dump {
 		return agent.DumpRoutes(a.out, o)
 	}

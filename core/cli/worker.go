@@ -244,6 +244,18 @@ func (a *app) showStatus(st contract.Status) error {
 	if late > 0 {
 		summary += fmt.Sprintf(", %d not heard", late)
 	}
+	if others := len(st.Members) - 1; others > 0 {
+		gone := 0
+		for _, m := range st.Members {
+			if m.State != contract.MemberAlive {
+				gone++
+			}
+		}
+		summary += fmt.Sprintf("     %s", plural(len(st.Members), "agent"))
+		if gone > 0 {
+			summary += fmt.Sprintf(", %d not there", gone)
+		}
+	}
 	states := map[string]int{}
 	for _, w := range st.Workers {
 		states[strings.ToLower(stateWord(w))]++

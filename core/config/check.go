@@ -196,10 +196,16 @@ func (d *decoder) check(c *Config) {
 	if c.Queen.Listen != "" && c.Queen.Listen == c.Hive.Listen && !strings.HasSuffix(c.Queen.Listen, ":0") {
 		d.add("Wrong value", d.place(&c.Hive.Listen, &c.Queen.Listen), "The queen and the hive both listen on %s; give one of them another port", c.Hive.Listen)
 	}
+	if c.Gossip.Bind == "" {
+		d.add("Wrong value", d.place(&c.Gossip.Bind), "The gossip needs an address to listen on, for example \"127.0.0.1:7834\"")
+	}
 	for _, l := range []struct {
 		role string
 		p    *string
 	}{{RoleQueen, &c.Queen.Listen}, {RoleHive, &c.Hive.Listen}} {
+		if *l.p == c.Gossip.Bind && *l.p != "" && !strings.HasSuffix(*l.p, ":0") && c.Agent.Has(l.role) {
+			d.add("Wrong value", d.place(&c.Gossip.Bind, l.p), "The gossip and the %s both listen on %s; give one of them another port", l.role, *l.p)
+		}
 		_, port, err := net.SplitHostPort(*l.p)
 		if err != nil || !c.Agent.Has(l.role) {
 			continue

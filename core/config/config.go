@@ -33,6 +33,7 @@ type Config struct {
 	Home        string // absolute data folder: APIARY_HOME, else agent.data_dir, else the platform's
 	AddrFrom    string // where queen.listen comes from when not from the file: "--addr" or "APIARY_ADDR"; "" otherwise
 	Agent       Agent
+	Gossip      Gossip
 	Queen       Queen
 	Hive        Hive
 	Plugins     []Plugin
@@ -69,6 +70,14 @@ func (a Agent) Has(role string) bool {
 type Log struct {
 	Level  slog.Level
 	Format string // "auto", "text" or "json"
+}
+
+// Gossip is the block gossip.
+type Gossip struct {
+	Bind    string        // host:port, for TCP and UDP
+	BindSet bool          // the file sets bind; otherwise an agent that finds the port taken uses a free one
+	Join    []string      // host:port, dns:host[:port]
+	Key     secret.Secret // "": one that follows from the cluster key, on loopback only
 }
 
 // Queen is the block queen.

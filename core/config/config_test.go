@@ -388,8 +388,8 @@ func TestEnvironmentBeatsTheFile(t *testing.T) {
 // TestShowWithAnAddress: what comes from the environment is shown as it takes effect, and where it comes from.
 func TestShowWithAnAddress(t *testing.T) {
 	for _, x := range []struct{ hive, listen, notes string }{
-		{"", "127.0.0.1:0", "# from --addr\n  listen = \"127.0.0.1:9999\"|# a free port, because --addr is given|hives = []"},
-		{"hive {\n listen = \"127.0.0.1:7835\"\n}\n", "127.0.0.1:7835", "# from --addr\n|hives = [\"http://127.0.0.1:7835\"]"},
+		{"", "127.0.0.1:0", "# from --addr\n  listen = \"127.0.0.1:9999\"|# a free port, because --addr is given|bind = \"127.0.0.1:0\"|hives = []"},
+		{"hive {\n listen = \"127.0.0.1:7835\"\n}\ngossip {\n bind = \"127.0.0.1:7834\"\n}\n", "127.0.0.1:7835", "# from --addr\n|bind = \"127.0.0.1:7834\"|hives = [\"http://127.0.0.1:7835\"]"},
 	} {
 		path := filepath.Join(t.TempDir(), "c.hcl")
 		if err := os.WriteFile(path, []byte(x.hive), 0o600); err != nil {

@@ -54,6 +54,7 @@ func parse(src []byte, name, path string, env func(string) (string, bool)) (*Con
 		}
 		if path != "" {
 			_, c.Hive.ListenSet = d.at[&c.Hive.Listen]
+			_, c.Gossip.BindSet = d.at[&c.Gossip.Bind]
 			_, c.Queen.HivesSet = d.at[&c.Queen.Hives]
 		}
 	}

@@ -19,6 +19,7 @@ func defaults() *Config {
 			Roles: []string{RoleQueen, RoleHive},
 			Log:   Log{Level: slog.LevelInfo, Format: "auto"},
 		},
+		Gossip: Gossip{Bind: fmt.Sprintf("127.0.0.1:%d", contract.GossipPort)},
 		Queen: Queen{
 			Listen:    fmt.Sprintf("127.0.0.1:%d", contract.QueenPort),
 			Hives:     []string{fmt.Sprintf("http://127.0.0.1:%d", contract.HivePort)},

@@ -95,6 +95,10 @@ func (c *Config) move(addr, from string) error {
 		return err
 	}
 	c.Queen.Listen, c.AddrFrom = listen, from
+	if !c.Gossip.BindSet { // likewise
+		host, _, _ := net.SplitHostPort(c.Gossip.Bind)
+		c.Gossip.Bind = net.JoinHostPort(host, "0")
+	}
 	if c.Hive.ListenSet {
 		return nil
 	}

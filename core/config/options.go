@@ -457,6 +457,22 @@ func foreignSecret(name string, p *secret.Secret) option {
 		}}
 }
 
+// ownSecret is a secret that Apiary itself mints (S2).
+func ownSecret(name string, p *secret.Secret) option {
+	o := foreignSecret(name, p)
+	o.need = `A secret of at least 32 characters is needed, for example file("gossip.key"); ` + "`apiary keygen` makes one."
+	set := o.set
+	o.set = func(v cty.Value) error {
+		if s, err := asText(v); err == nil {
+			if err := secret.Check(s); err != nil {
+				return err
+			}
+		}
+		return set(v)
+	}
+	return o
+}
+
 func checkForeignSecret(s string) error {
 	if strings.TrimSpace(s) == "" {
 		return errors.New("a secret must not be empty or blank; leave the option out, or give null, to have none")

@@ -87,6 +87,14 @@ func checkHost(s string) error {
 	return nil
 }
 
+func checkJoin(s string) error {
+	_, _, err := contract.SplitJoin(s)
+	if err != nil {
+		return fmt.Errorf("%q is no address: %w", s, err)
+	}
+	return nil
+}
+
 // checkBaseURL wants scheme, host and port and nothing else.
 func checkBaseURL(s string) error {
 	u, err := url.Parse(s)

@@ -21,7 +21,7 @@ const (
 // it. It is bound to c, so an option reads and writes its field.
 func schema(c *Config) *block {
 	return &block{
-		blocks: []*block{agentSchema(&c.Agent), queenSchema(&c.Queen), hiveSchema(&c.Hive)},
+		blocks: []*block{agentSchema(&c.Agent), gossipSchema(&c.Gossip), queenSchema(&c.Queen), hiveSchema(&c.Hive)},
 		groups: []*group{pluginGroup(c), vendorGroup(c), provisionerGroup(c), workerGroup(c), modelGroup(c), deploymentGroup(c), credentialGroup(c)},
 	}
 }
@@ -40,6 +40,14 @@ func agentSchema(a *Agent) *block {
 			choice("format", &a.Log.Format, "auto", "text", "json"),
 		}}},
 	}
+}
+
+func gossipSchema(g *Gossip) *block {
+	return &block{name: "gossip", options: []option{
+		text("bind", `An address and a port are needed, for example "127.0.0.1:7834".`, &g.Bind, checkAddress),
+		list("join", `A list of addresses is needed, for example ["10.0.0.5:7834", "dns:apiary.lan"].`, &g.Join, checkJoin),
+		ownSecret("key", &g.Key),
+	}}
 }
 
 func queenSchema(q *Queen) *block {

@@ -18,6 +18,9 @@ func (c *Config) Show(w io.Writer) error {
 	notes := map[any]string{}
 	if c.AddrFrom != "" {
 		notes[&c.Queen.Listen] = "from " + c.AddrFrom
+		if !c.Gossip.BindSet {
+			notes[&c.Gossip.Bind] = "a free port, because " + c.AddrFrom + " is given and the file does not set gossip.bind"
+		}
 		if !c.Hive.ListenSet {
 			notes[&c.Hive.Listen] = "a free port, because " + c.AddrFrom + " is given and the file does not set hive.listen"
 			if !c.Queen.HivesSet && c.Agent.Has(RoleHive) {

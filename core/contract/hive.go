@@ -1,6 +1,6 @@
 package contract
 
-// HiveBeat is what a hive says of itself every 5 s: the answer of GET /v1/hive, and later a gossip message. It is at most
+// HiveBeat is what a hive says of itself every 5 s: the answer of GET /v1/hive, and a gossip message to every queen. It is at most
 // 1,200 bytes, so it carries counts and a digest; who needs more fetches the inventory when the digest changed.
 type HiveBeat struct {
 	ID              string `json:"id"`   // node id

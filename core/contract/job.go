@@ -26,13 +26,15 @@ const (
 	OpModelSearch         = "ModelSearch"
 	OpDeviceList          = "DeviceList"
 	OpProcessList         = "ProcessList"
+	OpMemberList          = "MemberList"
+	OpMemberKeys          = "MemberKeys" // changes the gossip keys of all members
 )
 
 // IsRead reports whether an operation only looks something up.
 func IsRead(operation string) bool {
 	switch operation {
 	case OpStatus, OpWorkerList, OpWorkerGet, OpWorkerLogs, OpWorkerInstalledList, OpWorkerInstalledGet, OpHiveList, OpHiveGet,
-		OpModelList, OpModelGet, OpModelSearch, OpDeviceList, OpProcessList:
+		OpModelList, OpModelGet, OpModelSearch, OpDeviceList, OpProcessList, OpMemberList:
 		return true
 	}
 	return false

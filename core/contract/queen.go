@@ -58,6 +58,7 @@ type Status struct {
 	Hives   []HiveView   `json:"hives"`
 	Workers []WorkerView `json:"workers"`
 	Models  []ModelView  `json:"models"`
+	Members []Member     `json:"members"`
 }
 
 // ClusterView is the answer of GET /admin/cluster.
@@ -65,4 +66,5 @@ type ClusterView struct {
 	NodeID  string       `json:"node_id"`
 	Hives   []HiveView   `json:"hives"`
 	Workers []WorkerView `json:"workers"`
+	Members []Member     `json:"members"`
 }

@@ -52,9 +52,23 @@ func (h *Hive) watch(w watched) {
 	})
 }
 
+// queens are the base URLs of all queens that this hive knows.
+func (h *Hive) queens() []string {
+	if h.opts.Queens == nil {
+		return h.opts.QueenURLs
+	}
+	out := slices.Clone(h.opts.QueenURLs)
+	for _, u := range h.opts.Queens() {
+		if !slices.Contains(out, u) {
+			out = append(out, u)
+		}
+	}
+	return out
+}
+
 // report posts an exit to every queen at once, with a bounded number of attempts each.
 func (h *Hive) report(queens []string, exit contract.WorkerExit) {
-	queens = slices.Concat(queens, h.opts.QueenURLs)
+	queens = slices.Concat(queens, h.queens())
 	for i := range queens {
 		queens[i] = strings.TrimRight(queens[i], "/")
 	}

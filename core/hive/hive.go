@@ -59,7 +59,10 @@ type Options struct {
 	Launchers  map[string]Launcher // by adapter: "native", "echo"
 	ExecChild  []string            // see process.Spec
 	Ports      [2]int              // first and last port of workers
+	Start      string              // of this run of the agent, for /healthz
 	QueenURLs  []string            // base URLs of the queens that workers beat to and exits are reported to, beside those a spawn names
+	Queens     func() []string     // more of them, as they are now; nil: none
+	Changed    func()              // called when a job has ended that may have changed the inventory; must not block; nil: nothing
 	Kill       process.KillOptions
 	// ReserveMemory stays free: a model that would not leave it is not started on a processor.
 	ReserveMemory contract.Bytes
@@ -127,6 +130,9 @@ func New(o Options) (*Hive, error) {
 		devices: devices{look: o.Devices, turn: make(chan struct{}, 1)}, patterns: newPatterns(),
 		jobs: job.New(job.Options{NodeID: o.NodeID, Log: o.Log, Ended: func(j contract.Job) {
 			o.Metrics.Job(j.Operation, string(j.State))
+			if o.Changed != nil && !contract.IsRead(j.Operation) {
+				o.Changed()
+			}
 		}}),
 		reserved: map[int]bool{}, nextPort: o.Ports[0], fenced: map[string]contract.Identity{},
 	}
@@ -209,13 +215,13 @@ func (h *Hive) Routes() []httpd.Route {
 	}
 }
 
-// state is the answer of /healthz and /readyz.
+// state is the answer of /readyz.
 type state struct {
 	Status string `json:"status"`
 }
 
 func (h *Hive) serveHealth(w http.ResponseWriter, _ *http.Request) {
-	httpd.WriteJSON(w, http.StatusOK, state{"ok"})
+	httpd.WriteJSON(w, http.StatusOK, contract.Health{Status: "ok", NodeID: h.opts.NodeID, Start: h.opts.Start})
 }
 
 func (h *Hive) serveReady(w http.ResponseWriter, r *http.Request) {
@@ -238,7 +244,7 @@ func (h *Hive) serveID(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (h *Hive) serveBeat(w http.ResponseWriter, r *http.Request) {
-	beat, err := h.beat(r.Context())
+	beat, err := h.Beat(r.Context())
 	if err != nil {
 		httpd.WriteError(w, r, err)
 		return

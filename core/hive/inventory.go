@@ -103,8 +103,8 @@ func digest(inv contract.Inventory) (string, error) {
 	return hex.EncodeToString(sum[:16]), nil
 }
 
-// beat is the hive's account of itself. The text fields are cut so that it never exceeds contract.MaxHiveBeat.
-func (h *Hive) beat(ctx context.Context) (contract.HiveBeat, error) {
+// Beat is the hive's account of itself, of which no two are the same. The text fields are cut so that it never exceeds contract.MaxHiveBeat.
+func (h *Hive) Beat(ctx context.Context) (contract.HiveBeat, error) {
 	inv, err := h.inventory(ctx)
 	if err != nil {
 		return contract.HiveBeat{}, err

@@ -37,7 +37,7 @@ func (h *Hive) spawn(ctx context.Context, n *job.Narrator, spec contract.WorkerS
 		spec.Devices = []string{"cpu0"}
 	}
 	if len(spec.QueenURLs) == 0 {
-		spec.QueenURLs = h.opts.QueenURLs
+		spec.QueenURLs = h.queens()
 	}
 	launch := h.opts.Launchers[spec.Worker.Adapter]
 	if launch == nil {

@@ -27,6 +27,12 @@ type Metrics struct {
 	events   *prometheus.CounterVec
 	jobs     *prometheus.CounterVec
 	inflight prometheus.Gauge
+
+	gossip  *prometheus.CounterVec
+	dropped *prometheus.CounterVec
+	joins   *prometheus.CounterVec
+	members *prometheus.GaugeVec
+	skewed  prometheus.Gauge
 }
 
 // New makes metrics that count from zero, with those of the Go runtime and of the process beside them.
@@ -54,9 +60,20 @@ func New() *Metrics {
 			Help: "Jobs that have ended, by operation and state."}, []string{"operation", "state"}),
 		inflight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "apiary_requests_in_flight",
 			Help: "Inference requests that are queued or running."}),
+		gossip: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "apiary_gossip_bytes_total",
+			Help: "Bytes of gossip, by way (packet, stream) and direction (in, out)."}, []string{"way", "direction"}),
+		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "apiary_gossip_dropped_total",
+			Help: "What was received by gossip and not used, by reason."}, []string{"reason"}),
+		joins: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "apiary_gossip_joins_total",
+			Help: "Attempts to join another agent, by outcome (joined, failed)."}, []string{"outcome"}),
+		members: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "apiary_members",
+			Help: "Agents of the cluster, this one among them, by state."}, []string{"state"}),
+		skewed: prometheus.NewGauge(prometheus.GaugeOpts{Name: "apiary_members_skewed",
+			Help: "Agents whose clock differs from this one's by more than is tolerated."}),
 	}
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.requests, m.duration, m.tokens, m.retries, m.beats, m.workers, m.hives, m.events, m.jobs, m.inflight)
+		m.requests, m.duration, m.tokens, m.retries, m.beats, m.workers, m.hives, m.events, m.jobs, m.inflight,
+		m.gossip, m.dropped, m.joins, m.members, m.skewed)
 	return m
 }
 
@@ -139,4 +156,37 @@ func (m *Metrics) Job(operation, state string) {
 	if m != nil {
 		m.jobs.WithLabelValues(operation, state).Inc()
 	}
+}
+
+// Gossip counts bytes by way ("packet", "stream") and direction ("in", "out").
+func (m *Metrics) Gossip(way, direction string, bytes int) {
+	if m != nil && bytes > 0 {
+		m.gossip.WithLabelValues(way, direction).Add(float64(bytes))
+	}
+}
+
+// GossipDropped counts a message, packet or stream that was not used.
+func (m *Metrics) GossipDropped(reason string) {
+	if m != nil {
+		m.dropped.WithLabelValues(reason).Inc()
+	}
+}
+
+// GossipJoin counts an attempt to join another agent.
+func (m *Metrics) GossipJoin(ok bool) {
+	if m != nil {
+		m.joins.WithLabelValues(map[bool]string{true: "joined", false: "failed"}[ok]).Inc()
+	}
+}
+
+// GossipMembers sets how many members there are, by state, and how many of them have another time.
+func (m *Metrics) GossipMembers(states map[string]int, skewed int) {
+	if m == nil {
+		return
+	}
+	m.members.Reset()
+	for state, n := range states {
+		m.members.WithLabelValues(state).Set(float64(n))
+	}
+	m.skewed.Set(float64(skewed))
 }

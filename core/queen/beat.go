@@ -35,7 +35,7 @@ func (q *Queen) heartbeat(w http.ResponseWriter, r *http.Request) {
 	}
 	now, _ := q.Snapshot().Worker(info.ID)
 	q.o.Metrics.Beat("worker", "accepted")
-	httpd.WriteJSON(w, http.StatusOK, contract.HeartbeatReply{Queens: []string{q.o.URL}, IntervalMS: int(q.o.Interval.Milliseconds()), Draining: now.Draining})
+	httpd.WriteJSON(w, http.StatusOK, contract.HeartbeatReply{Queens: q.queens(), IntervalMS: int(q.o.Interval.Milliseconds()), Draining: now.Draining})
 }
 
 // takeBeat reads a beat and gives it to the registry if its sender may speak for the worker and what it says can be.

@@ -122,7 +122,11 @@ func TestCallersHearNoPaths(t *testing.T) {
 		if c.err.Code != "gated" && c.err.Code != "internal" && (e.Code != c.err.Code || !strings.Contains(e.Message, `"mine"`)) {
 			t.Errorf("%s: %s %q", c.err.Code, e.Code, e.Message)
 		}
-		jobs := a.jobs.List()
+		var jobs []contract.Job
+		a.until("its job has ended, which may be after the demand", func() bool {
+			jobs = a.jobs.List()
+			return !slices.ContainsFunc(jobs, func(j contract.Job) bool { return j.State == contract.JobRunning })
+		})
 		if c.err.Kind != fault.Internal && !slices.ContainsFunc(jobs, func(j contract.Job) bool { return j.Error != nil && strings.Contains(j.Error.Message, c.err.Message) }) {
 			t.Errorf("%s: jobs %+v", c.err.Code, jobs)
 		}

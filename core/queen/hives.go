@@ -23,11 +23,13 @@ const (
 	verifyGap    = 2 * time.Second
 )
 
-// link is the way to one configured hive.
+// link is the way to one hive: of the configuration, which is polled, or one that the gossip told of, which is asked when its
+// inventory has changed, and polled only while no beats come.
 type link struct {
-	q    *Queen
-	base string
-	open *client.Client // without a token: for /v1/id
+	q      *Queen
+	base   string
+	gossip bool           // told of by gossip
+	open   *client.Client // without a token: for /v1/id
 	// polling has room for the one poll that may be under way: of two, the older answer might come last.
 	polling chan struct{}
 
@@ -38,6 +40,10 @@ type link struct {
 	reported bool
 	failing  bool
 	refresh  chan struct{} // buffered: ask now
+	heardAt  time.Time     // of the last beat by gossip
+	seenAt   time.Time     // of the last sign of life
+	ended    context.CancelFunc
+	over     bool
 }
 
 func newLink(q *Queen, base string) *link {
@@ -55,14 +61,29 @@ func (l *link) close() {
 
 // run polls until ctx ends.
 func (l *link) run(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l.mu.Lock()
+	l.ended = cancel
+	over := l.over
+	l.mu.Unlock()
+	if over {
+		return
+	}
 	for {
-		err := l.poll(ctx)
+		wait, asked := l.patience(), false
+		var err error
+		if wait <= 0 {
+			asked, err = true, l.poll(ctx)
+		}
 		if ctx.Err() != nil {
 			return
 		}
-		l.note(err)
-		wait := l.q.o.Interval + time.Duration(jitter()*float64(l.q.o.Interval)/10)
-		if err != nil {
+		if asked {
+			l.note(err)
+			wait = l.q.o.Interval + time.Duration(jitter()*float64(l.q.o.Interval)/10)
+		}
+		if err != nil && !l.lost() {
 			wait = min(wait, retryPoll)
 		}
 		t := time.NewTimer(wait)
@@ -82,6 +103,9 @@ func (l *link) note(err error) {
 	l.mu.Lock()
 	was := l.failing
 	l.failing = err != nil
+	if err == nil {
+		l.seenAt = time.Now()
+	}
 	l.mu.Unlock()
 	switch {
 	case err != nil && !was:
@@ -107,7 +131,7 @@ func (l *link) poll(ctx context.Context) error {
 	}
 	var beat contract.HiveBeat
 	if err := api.GetJSON(ctx, "/v1/hive", &beat); err != nil {
-		if fault.KindOf(err) == fault.Denied { // another hive has taken over the address
+		if fault.KindOf(err) == fault.Denied && !l.gossip { // another hive has taken over the address
 			l.mu.Lock()
 			l.id, l.api = "", nil
 			l.mu.Unlock()
@@ -197,7 +221,7 @@ func (l *link) update(ctx context.Context) {
 
 // reported says whether every configured hive has said what it has.
 func (q *Queen) reported() bool {
-	return !slices.ContainsFunc(q.links, func(l *link) bool { return !l.hasReported() })
+	return !slices.ContainsFunc(*q.links.Load(), func(l *link) bool { return !l.hasReported() })
 }
 
 // settled says whether this queen may know what there is to know: every hive has reported, or it has waited long enough.
@@ -215,7 +239,7 @@ func (q *Queen) hive(id string) (*link, registry.Hive, error) {
 	if !ok {
 		return nil, h, fault.New(fault.NotFound, "hive_not_found", "No hive with the id or name %s is known; `apiary hive list` shows those that are.", quoted(id))
 	}
-	for _, l := range q.links {
+	for _, l := range *q.links.Load() {
 		if lid, api := l.known(); api != nil && lid == h.Beat.ID {
 			if h.Liveness == contract.LivenessDown || h.Liveness == contract.LivenessLost {
 				break

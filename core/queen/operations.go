@@ -24,6 +24,7 @@ func (q *Queen) dispatch(op string, body json.RawMessage) (job.Func, error) {
 	var worker contract.WorkerRef
 	var spawn contract.WorkerSpawn
 	var search contract.ModelSearch
+	var keys contract.KeyChange
 	var into any
 	var h handler
 	switch op {
@@ -31,7 +32,7 @@ func (q *Queen) dispatch(op string, body json.RawMessage) (job.Func, error) {
 		h = func(context.Context, *job.Narrator) (any, error) {
 			s := q.Snapshot()
 			return contract.Status{NodeID: q.o.NodeID, Name: q.o.Name, Version: q.o.Version, Hives: q.hiveViews(s, true),
-				Workers: q.workerViews(s), Models: q.Models()}, nil
+				Workers: q.workerViews(s), Models: q.Models(), Members: q.o.Members()}, nil
 		}
 	case contract.OpWorkerList:
 		h = func(context.Context, *job.Narrator) (any, error) { return q.workerViews(q.Snapshot()), nil }
@@ -73,6 +74,10 @@ func (q *Queen) dispatch(op string, body json.RawMessage) (job.Func, error) {
 		into, h = &ref, func(ctx context.Context, n *job.Narrator) (any, error) { return q.devices(ctx, n, ref.HiveID) }
 	case contract.OpProcessList:
 		into, h = &ref, func(ctx context.Context, n *job.Narrator) (any, error) { return q.processList(ctx, n, ref.HiveID) }
+	case contract.OpMemberList:
+		h = func(context.Context, *job.Narrator) (any, error) { return q.o.Members(), nil }
+	case contract.OpMemberKeys:
+		into, h = &keys, func(ctx context.Context, _ *job.Narrator) (any, error) { return q.changeKeys(ctx, keys) }
 	default:
 		return nil, fault.New(fault.Invalid, "unknown_operation", "There is no operation %s.", quoted(op)).WithParam("operation")
 	}

@@ -36,9 +36,10 @@ type Options struct {
 	NodeID     string // of this agent; the hive with the same node id is the local one, where fetches go by default
 	Name       string // agent.name
 	Version    string
+	Start      string        // of this run of the agent, for /healthz
 	URL        string        // base URL at which workers reach this queen
 	ClusterKey secret.Secret // from which the secrets of workers and hives are derived
-	Hives      []string      // base URLs of hive APIs
+	Hives      []string      // base URLs of hive APIs that are polled, beside those that HeardHive tells of
 	Models     []Model
 	Workers    []contract.WorkerKind // worker blocks; the first one that is not echo serves models by default
 	// Defaults are what a spawn that does not say otherwise takes from its worker block, by the name of the block: Devices,
@@ -57,7 +58,10 @@ type Options struct {
 	Dial     func(ctx context.Context, network, addr string) (net.Conn, error) // towards hives and workers; nil: a plain dialer
 	InFlight func(workerID string) int                                         // requests that the gateway has open at a worker; nil: none
 	Metrics  *metrics.Metrics                                                  // nil: nothing is counted
-	Log      *slog.Logger
+
+	Members    func() []contract.Member                                   // of the cluster; nil: this agent is alone
+	ChangeKeys func(ctx context.Context, change contract.KeyChange) error // of the gossip, at all members; nil: there is none
+	Log        *slog.Logger
 }
 
 const (
@@ -70,7 +74,7 @@ type Queen struct {
 	o     Options
 	log   *slog.Logger
 	jobs  *job.Manager
-	links []*link
+	links atomic.Pointer[[]*link]
 	start time.Time // origin of the registry's time
 
 	background context.Context // of everything that is not a job; ends with Run
@@ -97,6 +101,7 @@ type Queen struct {
 	verifying map[string]time.Duration // workers whose process was looked for, and when
 	deleted   map[string]time.Duration // workers that are or were ended on purpose, and since when
 	stopped   bool
+	suspects  map[string]bool // hives that the gossip suspects, as the registry was told
 
 	demands demands
 }
@@ -123,19 +128,24 @@ func New(o Options) (*Queen, error) {
 	if o.InFlight == nil {
 		o.InFlight = func(string) int { return 0 }
 	}
+	if o.Members == nil {
+		o.Members = func() []contract.Member { return []contract.Member{} }
+	}
 	q := &Queen{o: o, log: o.Log, start: time.Now(), changed: make(chan struct{}),
 		machine: registry.New(o.Registry, 0), exits: map[string]contract.WorkerExit{},
 		recipes: map[registry.Slot]contract.WorkerSpawn{}, slots: map[string]registry.Slot{}, keys: map[string]pendingKey{}, own: map[string]bool{}, verifying: map[string]time.Duration{},
-		deleted: map[string]time.Duration{}}
+		deleted: map[string]time.Duration{}, suspects: map[string]bool{}}
 	q.live.Store(&Settings{Models: o.Models, Workers: o.Workers, Defaults: o.Defaults, Deployments: o.Deployments})
 	q.demands.all = map[string]*demand{}
 	q.background, q.stop = context.WithCancel(context.Background())
 	q.jobs = job.New(job.Options{NodeID: o.NodeID, Log: o.Log, Ended: func(j contract.Job) {
 		o.Metrics.Job(j.Operation, string(j.State))
 	}})
+	var links []*link
 	for _, base := range o.Hives {
-		q.links = append(q.links, newLink(q, base))
+		links = append(links, newLink(q, base))
 	}
+	q.links.Store(&links)
 	q.snap.Store(q.machine.Snapshot(0))
 	q.dir.Store(q.index(q.snap.Load()))
 	return q, nil
@@ -144,11 +154,11 @@ func New(o Options) (*Queen, error) {
 // Run keeps the registry's time and polls the hives until ctx ends. Then it cancels the jobs, waits for them and for its
 // goroutines, within 20 s. It may be called once.
 func (q *Queen) Run(ctx context.Context) error {
-	for _, l := range q.links {
-		q.do(func(ctx context.Context) { l.run(ctx) })
+	for _, l := range *q.links.Load() {
+		q.do(l.run)
 	}
 	q.do(q.clock)
-	q.log.Info("queen started", "node", q.o.NodeID, "url", q.o.URL, "hives", len(q.links))
+	q.log.Info("queen started", "node", q.o.NodeID, "url", q.o.URL, "hives", len(*q.links.Load()))
 	<-ctx.Done()
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeBound)
 	defer cancel()
@@ -158,7 +168,7 @@ func (q *Queen) Run(ctx context.Context) error {
 	q.mu.Unlock()
 	q.stop()
 	q.tasks.Wait()
-	for _, l := range q.links {
+	for _, l := range *q.links.Load() {
 		l.close()
 	}
 	return err
@@ -193,6 +203,9 @@ func (q *Queen) clock(ctx context.Context) {
 		q.count()
 		if n%5 == 0 {
 			q.probe()
+		}
+		if n%600 == 0 {
+			q.forgetLinks()
 		}
 	}
 }

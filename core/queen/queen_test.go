@@ -32,7 +32,8 @@ func TestDocumentMatchesTypes(t *testing.T) {
 		"WorkerExit": contract.WorkerExit{}, "WorkerInfo": contract.WorkerInfo{}, "Removed": removed{}, "Job": contract.Job{}, "Narration": contract.Narration{},
 		"WorkerSpawned": contract.WorkerSpawned{}, "WorkerDeleted": contract.WorkerDeleted{}, "Process": contract.Process{}, "ErrorBody": contract.ErrorBody{},
 		"ConfigReloaded": contract.ConfigReloaded{}, "ConfigChange": contract.ConfigChange{}, "FieldChange": contract.FieldChange{},
-		"Deployment": contract.Deployment{}, "Replicas": contract.Replicas{}, "PlacementRule": contract.PlacementRule{}, "Expression": contract.Expression{}} {
+		"Deployment": contract.Deployment{}, "Replicas": contract.Replicas{}, "PlacementRule": contract.PlacementRule{}, "Expression": contract.Expression{},
+		"Member": contract.Member{}, "KeyChange": contract.KeyChange{}, "Health": contract.Health{}} {
 		doc.Fields(t, name, v)
 	}
 }

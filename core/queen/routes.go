@@ -41,9 +41,9 @@ func (q *Queen) Routes() []httpd.Route {
 	}
 }
 
-// healthz says that the process is alive.
+// healthz says that the process is alive, and which one it is.
 func (q *Queen) healthz(w http.ResponseWriter, _ *http.Request) {
-	httpd.WriteJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+	httpd.WriteJSON(w, http.StatusOK, contract.Health{Status: "ok", NodeID: q.o.NodeID, Start: q.o.Start})
 }
 
 // readyz says whether requests should come here.
@@ -61,14 +61,14 @@ func (q *Queen) readyz(w http.ResponseWriter, r *http.Request) {
 
 func (q *Queen) cluster(w http.ResponseWriter, _ *http.Request) {
 	s := q.Snapshot()
-	httpd.WriteJSON(w, http.StatusOK, contract.ClusterView{NodeID: q.o.NodeID, Hives: q.hiveViews(s, false), Workers: q.workerViews(s)})
+	httpd.WriteJSON(w, http.StatusOK, contract.ClusterView{NodeID: q.o.NodeID, Hives: q.hiveViews(s, false), Workers: q.workerViews(s), Members: q.o.Members()})
 }
 
 // workerExit takes a hive's report that a worker's process ended. It carries the hive's secret.
 func (q *Queen) workerExit(w http.ResponseWriter, r *http.Request) {
 	from := ""
 	unknown := false
-	for _, l := range q.links {
+	for _, l := range *q.links.Load() {
 		id, _ := l.known()
 		if id == "" {
 			unknown = true

@@ -106,7 +106,7 @@ func (r *spawning) start(ctx context.Context) (contract.WorkerSpawned, error) {
 		spec.WorkerID = r.kind.Name + "-" + hex.EncodeToString(raw[:])
 	}
 	if len(spec.QueenURLs) == 0 {
-		spec.QueenURLs = []string{q.o.URL}
+		spec.QueenURLs = q.queens()
 	}
 	def := q.settings().Defaults[r.kind.Name]
 	spec.Context, spec.Slots, spec.Threads = cmp.Or(spec.Context, def.Context), cmp.Or(spec.Slots, def.Slots), cmp.Or(spec.Threads, def.Threads)

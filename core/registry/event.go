@@ -17,6 +17,10 @@ type Beat struct{ Heartbeat contract.Heartbeat }
 // HiveBeat is what a hive said of itself.
 type HiveBeat struct{ Beat contract.HiveBeat }
 
+// HiveSuspected says that a hive's agent does not answer other agents, or has left them. That alone makes it suspect until its next
+// beat, and nothing worse.
+type HiveSuspected struct{ HiveID string }
+
 // HiveInventory is a hive's inventory. It is kept as it is and must not change any more.
 type HiveInventory struct{ Inventory *contract.Inventory }
 

@@ -113,7 +113,7 @@ func coarse(l contract.Liveness) int {
 
 func (m *Machine) judgeHive(now time.Duration, h *hive) []Effect {
 	l := m.liveness(now, now-h.BeatAt)
-	if now < h.heldUntil && coarse(l) == 0 {
+	if (now < h.heldUntil || h.suspected) && coarse(l) == 0 {
 		l = contract.LivenessSuspect
 	}
 	if l == h.Liveness {

@@ -46,6 +46,7 @@ type worker struct {
 
 type hive struct {
 	Hive
+	suspected bool            // by others than this registry, since its last beat
 	changes   []time.Duration // of its coarse state, for flap damping
 	heldUntil time.Duration
 }
@@ -217,8 +218,17 @@ func (e HiveBeat) apply(m *Machine, now time.Duration) []Effect {
 	} else if b.BootID != h.Beat.BootID {
 		fx = m.reboot(now, b.ID, b.BootID)
 	}
-	h.Beat, h.BeatAt = b, now
+	h.Beat, h.BeatAt, h.suspected = b, now, false
 	return append(fx, m.judgeHive(now, h)...)
+}
+
+func (e HiveSuspected) apply(m *Machine, now time.Duration) []Effect {
+	h := m.hives[e.HiveID]
+	if h == nil {
+		return nil
+	}
+	h.suspected = true
+	return m.judgeHive(now, h)
 }
 
 func (e HiveInventory) apply(m *Machine, _ time.Duration) []Effect {

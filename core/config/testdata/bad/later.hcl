@@ -1,3 +1,3 @@
-gossip {
+federation {
   bind = "127.0.0.1:7834"
 }
