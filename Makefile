@@ -19,7 +19,7 @@ export GORACE := atexit_sleep_ms=0
 export GOTOOLCHAIN := local
 
 .DEFAULT_GOAL := help
-.PHONY: help build build-all run test test-parts fmt vet staticcheck deadcode lint proto bench clean
+.PHONY: help build build-all run test test-parts test-net fmt vet staticcheck deadcode lint proto bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ endif
 
 test-parts: ## fetch the real engine and model that tests use, once, into the cache folder
 	@.ci/test-parts
+
+test-net: ## test several machines, as network namespaces: needs root
+	@.ci/test-net
 
 fmt: ## format the sources
 	gofmt -w $$(find . -name '*.go' -not -path './.git/*')
