@@ -466,7 +466,7 @@ func TestKeyRotation(t *testing.T) {
 			t.Fatalf("%s: %v", c.Action, err)
 		}
 	}
-	if err := a.ChangeKeys(t.Context(), contract.KeyChange{Action: contract.KeyUse, Fingerprint: Fingerprint(two)}); fault.KindOf(err) != fault.Conflict {
+	if err := a.ChangeKeys(t.Context(), contract.KeyChange{Action: contract.KeyUse, Fingerprint: Fingerprint(two)}); fault.KindOf(err) != fault.NotFound {
 		t.Errorf("use of a key that nobody has: %v", err)
 	}
 	change(contract.KeyChange{Action: contract.KeyAdd, Key: two.Reveal()})

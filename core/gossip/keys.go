@@ -298,6 +298,9 @@ func (g *Gossip) ChangeKeys(ctx context.Context, c contract.KeyChange) error {
 	var ready func(contract.Member) bool
 	switch c.Action {
 	case contract.KeyUse:
+		if !slices.Contains(g.o.Keys.Fingerprints(), o.Print) {
+			return noKey(o.Print)
+		}
 		ready = func(m contract.Member) bool { return slices.Contains(m.Keys, o.Print) }
 	case contract.KeyRemove:
 		ready = func(m contract.Member) bool { return len(m.Keys) > 0 && m.Keys[0] != o.Print }
