@@ -153,16 +153,32 @@ func explain(err error, self, to netip.AddrPort) string {
 	return text
 }
 
-// rejoin joins again and again who is missing: memberlist by itself does not mend a partition that lasted.
+// rejoin joins again and again who is missing: memberlist by itself does not mend a partition that lasted. One that has found nobody
+// yet is in a hurry: those that it is to join may be about to start.
 func (g *Gossip) rejoin(ctx context.Context) {
-	for {
-		third := float64(g.o.Rejoin) / 3
-		if run.Sleep(ctx, g.o.Rejoin+time.Duration((2*rand.Float64()-1)*third)) != nil {
+	for hurry := g.o.Rejoin / 16; ; hurry = min(2*hurry, g.o.Rejoin) {
+		wait := g.o.Rejoin + time.Duration((2*rand.Float64()-1)*float64(g.o.Rejoin)/3)
+		if g.alone() {
+			wait = min(wait, hurry)
+		}
+		if run.Sleep(ctx, wait) != nil {
 			return
 		}
 		g.join(ctx, g.targets(ctx))
 		g.forget()
 	}
+}
+
+// alone reports whether no other member is there.
+func (g *Gossip) alone() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, n := range g.table.nodes {
+		if n.alive && n.name != g.name {
+			return false
+		}
+	}
+	return true
 }
 
 // peer is an entry of the file of members.

@@ -23,7 +23,13 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 )
 
-const subnet = "10.99.0."
+const (
+	subnet      = "10.99.0."
+	maxMachines = 40
+	moved       = 100 // added to the last byte of a machine that gets another address
+)
+
+func hardware(n int) string { return fmt.Sprintf("02:00:00:00:00:%02x", n) }
 
 // lab is a bridge with namespaces on it.
 type lab struct {
@@ -36,15 +42,17 @@ type lab struct {
 
 // agent is one machine: a namespace, a data folder and a process.
 type agent struct {
-	lab    *lab
-	n      int
-	ns     string
-	home   string
-	ip     string
-	cmd    *exec.Cmd
-	log    string
-	ended  chan struct{}
-	exited int
+	lab  *lab
+	n    int
+	ns   string
+	home string
+	ip   string
+	// neighbours are the commands that tell it the others' hardware addresses.
+	neighbours []string
+	cmd        *exec.Cmd
+	log        string
+	ended      chan struct{}
+	exited     int
 }
 
 // newLab makes the bridge, or skips the test where that cannot be.
@@ -85,7 +93,15 @@ func (l *lab) machine(n int, roles, more string) *agent {
 		l.t.Fatalf("make a namespace: %v %s", err, out)
 	}
 	l.agents[n] = a
-	l.ip(a.ns, fmt.Sprintf("link add eth0 type veth peer name v%d netns %s", n, l.hub), "addr add "+a.ip+"/24 dev eth0", "link set lo up", "link set eth0 up")
+	l.ip(a.ns, fmt.Sprintf("link add eth0 address %s type veth peer name v%d netns %s", hardware(n), n, l.hub), "addr add "+a.ip+"/24 dev eth0", "link set lo up", "link set eth0 up")
+	// The kernel's table of neighbours is one for all namespaces, and too small for what 40 machines learn of each other.
+	var known []string
+	for other := 1; other <= maxMachines; other++ {
+		known = append(known, fmt.Sprintf("neigh add %s%d lladdr %s dev eth0 nud permanent", subnet, other, hardware(other)),
+			fmt.Sprintf("neigh add %s%d lladdr %s dev eth0 nud permanent", subnet, other+moved, hardware(other)))
+	}
+	a.neighbours = known
+	l.ip(a.ns, known...)
 	l.ip(l.hub, fmt.Sprintf("link set v%d master br0 up", n))
 	a.configure(roles, more)
 	a.write("secrets/cluster.key", strings.Repeat("ab", 32)+"\n")

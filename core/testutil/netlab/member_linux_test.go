@@ -103,8 +103,8 @@ func TestMembership(t *testing.T) {
 	t.Run("cut and heal", func(t *testing.T) {
 		l.ip(hives[2].ns, "link set eth0 down")
 		within(t, 40*time.Second, "it is down", func() bool { return q.hive(5) == contract.LivenessDown && q.member(5) == contract.MemberSuspect })
-		time.Sleep(15 * time.Second) // after which memberlist alone would not mend it
-		l.ip(hives[2].ns, "link set eth0 up")
+		time.Sleep(15 * time.Second)                                                       // after which memberlist alone would not mend it
+		l.ip(hives[2].ns, append([]string{"link set eth0 up"}, hives[2].neighbours...)...) // the kernel forgot them with the link
 		took := within(t, 45*time.Second, "it is alive, for the gossip too", func() bool {
 			return q.hive(5) == contract.LivenessAlive && q.member(5) == contract.MemberAlive && whole()
 		})
