@@ -105,10 +105,11 @@ func TestMembership(t *testing.T) {
 		within(t, 40*time.Second, "it is down", func() bool { return q.hive(5) == contract.LivenessDown && q.member(5) == contract.MemberSuspect })
 		time.Sleep(15 * time.Second)                                                       // after which memberlist alone would not mend it
 		l.ip(hives[2].ns, append([]string{"link set eth0 up"}, hives[2].neighbours...)...) // the kernel forgot them with the link
-		took := within(t, 45*time.Second, "it is alive, for the gossip too", func() bool {
-			return q.hive(5) == contract.LivenessAlive && q.member(5) == contract.MemberAlive && whole()
+		took := within(t, 45*time.Second, "it is up, for the gossip too", func() bool {
+			return up(5) && q.member(5) == contract.MemberAlive && second.member(5) == contract.MemberAlive
 		})
 		row("cluster/heal", took.Seconds(), "s", 26, false)
+		within(t, 100*time.Second, "all are alive", whole)
 	})
 	t.Run("no UDP from one side", func(t *testing.T) {
 		seen := q.watch(func() {
