@@ -17,6 +17,10 @@ endif
 # By default a program under the race detector waits a second at its end.
 export GORACE := atexit_sleep_ms=0
 export GOTOOLCHAIN := local
+# The compiler of AssemblyScript that test-parts fetches, for the tests of plugins.
+ifndef ASC
+export ASC = $(shell ls -d "$${XDG_CACHE_HOME:-$$HOME/.cache}"/apiary-test/assemblyscript-*/node_modules/.bin/asc "$$HOME"/Library/Caches/apiary-test/assemblyscript-*/node_modules/.bin/asc 2>/dev/null | head -n 1)
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help build build-all run test test-parts test-net fmt vet staticcheck deadcode lint proto bench clean
