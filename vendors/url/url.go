@@ -1,5 +1,5 @@
 // Package url is the vendor of models that lie somewhere on the web: https://host/path/model.gguf, or the same behind url:,
-// with ?checksum=sha256:HEX where the bytes are to be those and no others. It asks how long the file is and reads lists of
+// with ?checksum=sha256:HEX where the bytes are to be those and no others; or a file of an archive there, in go-getter's form. It asks how long the file is and reads lists of
 // checksums; the core fetches the file. It imports nothing but the contract and parts of the standard library that a WASM
 // guest can carry.
 package url
@@ -66,6 +66,8 @@ func (v *Vendor) Supports(ref string) bool {
 type reference struct {
 	target   *url.URL // without the checksum
 	checksum string   // as it was written; "": none
+	archive  bool     // the model is inside of what is there
+	member   string   // its path in the archive; "": the only one
 }
 
 func invalid(why string) error {
@@ -92,6 +94,7 @@ func parse(full string) (reference, error) {
 	u.Fragment, u.RawFragment = "", ""
 	r := reference{target: u}
 	var kept []string
+	archive := ""
 	for part := range strings.SplitSeq(u.RawQuery, "&") {
 		name, value, _ := strings.Cut(part, "=")
 		switch name {
@@ -100,16 +103,14 @@ func parse(full string) (reference, error) {
 				return reference{}, invalid("The checksum in the address of a model cannot be read; write ?checksum=sha256:HEX.")
 			}
 		case "archive":
-			if value != "false" {
-				return reference{}, invalid("Models are not taken out of archives; give the address of the model file itself.")
-			}
+			archive = value
 		case "":
 		default:
 			kept = append(kept, part)
 		}
 	}
 	u.RawQuery = strings.Join(kept, "&")
-	return r, nil
+	return r, r.unpack(archive)
 }
 
 // cutPin splits address@<12 hex>, as the core writes the names of models whose bytes nobody had promised.
@@ -139,7 +140,7 @@ func (v *Vendor) Resolve(ctx context.Context, req vendor.ResolveRequest) (*vendo
 	}
 	m := &vendor.Manifest{Reference: r.canonical(digests), Format: "gguf"}
 	targets := []string{r.target.String()}
-	if s, ok := parseShard(r.target.Path); ok && s.count > 1 {
+	if s, ok := parseShard(r.target.Path); ok && s.count > 1 && !r.archive {
 		if digests != (vendor.Digests{}) {
 			return nil, invalid("A checksum is for one file, and " + show(r.target) + " is one of " + strconv.Itoa(s.count) + "; leave the checksum out.")
 		}
@@ -161,7 +162,11 @@ func (v *Vendor) Resolve(ctx context.Context, req vendor.ResolveRequest) (*vendo
 		if err != nil {
 			return nil, err
 		}
-		f.Digests, f.Role = digests, vendor.RoleWeights
+		if f.Role = vendor.RoleWeights; r.archive {
+			r.pack(&f, digests)
+		} else {
+			f.Digests = digests
+		}
 		m.Files = append(m.Files, f)
 	}
 	return m, nil
@@ -170,7 +175,15 @@ func (v *Vendor) Resolve(ctx context.Context, req vendor.ResolveRequest) (*vendo
 // canonical is the one form of the address.
 func (r reference) canonical(d vendor.Digests) string {
 	u := *r.target
-	checksum := ""
+	checksum, query := "", u.RawQuery
+	if r.archive {
+		if r.member != "" {
+			u.Path, u.RawPath = u.Path+"//"+r.member, ""
+		}
+		if !isArchive(r.target.Path) {
+			query = strings.TrimPrefix(query+"&archive=zip", "&") // whichever it is, its first bytes say
+		}
+	}
 	switch {
 	case d.SHA256 != "":
 		checksum = "checksum=sha256:" + d.SHA256
@@ -179,8 +192,8 @@ func (r reference) canonical(d vendor.Digests) string {
 	default:
 		return u.String()
 	}
-	if u.RawQuery != "" {
-		checksum = u.RawQuery + "&" + checksum
+	if query != "" {
+		checksum = query + "&" + checksum
 	}
 	u.RawQuery = checksum
 	return u.String()

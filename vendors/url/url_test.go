@@ -40,7 +40,7 @@ func TestParse(t *testing.T) {
 	}
 	for _, in := range []string{
 		"url:", "url:file:///etc/passwd", "url:ftp://h/x", "https://", "https:///x", "https://u:p@h/x.gguf", "https://h/x y", "https://h/x\n", "https://h/%zz", "https://h/m.gguf?checksum=", "https://h/m.gguf?checksum=%zz",
-		"https://h/m.zip?archive=zip", "https://h/" + strings.Repeat("a", 5000), "s3::https://h/x", "git::https://h/x",
+		"https://h/m.zip?archive=zip", "https://h/m.zip", "https://h/m.zip//?checksum=" + sha256, "https://h/m?archive=rar&checksum=" + sha256, "https://h/" + strings.Repeat("a", 5000), "s3::https://h/x", "git::https://h/x",
 	} {
 		if r, err := parse(in); err == nil {
 			t.Errorf("%q: %v", in, r.target)
@@ -49,6 +49,48 @@ func TestParse(t *testing.T) {
 	for _, ref := range []string{"hf:a/b", "file:/x", "org/repo", "https:x", "git::https://h/x"} {
 		if New().Supports(ref) {
 			t.Errorf("%s is supported", ref)
+		}
+	}
+}
+
+func TestArchives(t *testing.T) {
+	sum := "checksum=sha256:" + sha256
+	for in, want := range map[string]string{
+		"https://h/m.tar.gz?" + sum:                       "https://h/m.tar.gz  https://h/m.tar.gz?" + sum,
+		"https://h/a/m.zip//x/y.gguf?" + sum:              "https://h/a/m.zip x/y.gguf https://h/a/m.zip//x/y.gguf?" + sum,
+		"https://h/get?id=7&archive=tgz&" + sum:           "https://h/get?id=7  https://h/get?id=7&archive=zip&" + sum,
+		"https://h/get//y.gguf?archive=zip&" + sum:        "https://h/get y.gguf https://h/get//y.gguf?archive=zip&" + sum,
+		"https://h/m.tar.gz//a.gguf?archive=false&" + sum: "https://h/m.tar.gz//a.gguf  https://h/m.tar.gz//a.gguf?" + sum,
+	} {
+		r, err := parse(in)
+		if err != nil {
+			t.Errorf("%s: %v", in, err)
+			continue
+		}
+		canonical := r.canonical(vendor.Digests{SHA256: sha256})
+		if got := r.target.String() + " " + r.member + " " + canonical; got != want {
+			t.Errorf("%s: %s", in, got)
+		}
+		if again, err := parse(canonical); r.archive && (err != nil || again.canonical(vendor.Digests{SHA256: sha256}) != canonical) {
+			t.Errorf("%s: %s is %v, %v", in, canonical, again, err)
+		}
+	}
+}
+
+func TestResolveArchive(t *testing.T) {
+	s, v, _ := site(t)
+	for ref, want := range map[string]vendor.ArchiveMember{
+		"/m.gguf?archive=zip&checksum=" + sha256:           {Match: "*.gguf"},
+		"/m.gguf//a/b.gguf?archive=zip&checksum=" + sha256: {Path: "a/b.gguf"},
+	} {
+		m, err := v.Resolve(t.Context(), vendor.ResolveRequest{Reference: s.URL + ref})
+		if err != nil {
+			t.Errorf("%s: %v", ref, err)
+			continue
+		}
+		want.Archive.SHA256, want.Size = sha256, 1000
+		if f := m.Files[0]; len(m.Files) != 1 || f.Member == nil || *f.Member != want || f.Size != -1 || f.Digests != (vendor.Digests{}) || f.Sources[0].URL != s.URL+"/m.gguf" || !f.Sources[0].Ranges {
+			t.Errorf("%s: %+v", ref, m)
 		}
 	}
 }
