@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/apiary-dev/apiary/core/testutil/freeport"
 )
 
 // farMachine is another machine as ssh sees one: a real sshd in namespaces of its own (mounts, processes and, where it has another address,
@@ -104,7 +106,7 @@ func newFarMachine(t *testing.T, o farOptions) *farMachine {
 		n := os.Getpid() % 250
 		m.addr = fmt.Sprintf("10.78.%d.2", n)
 	}
-	addr, err := freeAddress()
+	addr, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -294,7 +296,7 @@ type queenHome struct {
 func newQueen(t *testing.T, at string) *queenHome {
 	t.Helper()
 	home := t.TempDir()
-	addr, err := freeAddress()
+	addr, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}

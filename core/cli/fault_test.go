@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/testutil/freeport"
 )
 
 // node is an agent of its own, with its own data folder, that a test can kill and start again.
@@ -33,7 +34,7 @@ type node struct {
 // newNode makes a data folder with that configuration; ADDR in it stands for a free address, which ready probes.
 func newNode(t *testing.T, config string) *node {
 	t.Helper()
-	addr, err := freeAddress()
+	addr, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -357,7 +358,7 @@ func TestNothingStartsTwiceAfterAKill(t *testing.T) {
 // can be deleted through it.
 func TestHiveRestartDuringStream(t *testing.T) {
 	t.Parallel()
-	hiveAddr, err := freeAddress()
+	hiveAddr, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}

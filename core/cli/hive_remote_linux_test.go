@@ -13,11 +13,12 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/testutil/freeport"
 )
 
 func freePort(t *testing.T) string {
 	t.Helper()
-	addr, err := freeAddress()
+	addr, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}

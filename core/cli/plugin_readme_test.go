@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/apiary-dev/apiary/core/testutil/freeport"
 )
 
 // TestPluginReadmes runs every command that the READMEs about plugins name, in order and as they stand there, with other ports: that of
@@ -86,7 +88,7 @@ func runReadme(t *testing.T, readme, dir string, withModel bool) {
 		all = regexp.MustCompile(`(?m)^apiary run (\S+).*$`).ReplaceAllString(all, withoutEngine)
 	}
 	for _, port := range []string{"127.0.0.1:7898", "127.0.0.1:7899"} {
-		addr, err := freeAddress()
+		addr, err := freeport.Address()
 		if err != nil {
 			t.Fatal(err)
 		}

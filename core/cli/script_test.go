@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/apiary-dev/apiary/core/testutil/freeport"
 )
 
 // TestScripts runs the command line as people do: each script has a data folder and an address of its own, and what it
@@ -55,7 +57,7 @@ func merged[V any](a, b map[string]V) map[string]V {
 }
 
 func setupScript(e *testscript.Env) error {
-	addr, err := freeAddress()
+	addr, err := freeport.Address()
 	if err != nil {
 		return err
 	}
@@ -209,7 +211,7 @@ func scriptSameField(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func scriptNewAddress(ts *testscript.TestScript, _ bool, _ []string) {
-	addr, err := freeAddress()
+	addr, err := freeport.Address()
 	ts.Check(err)
 	ts.Setenv("APIARY_ADDR", addr)
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -15,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/apiary-dev/apiary/core/testutil/freeport"
 )
 
 // executable returns an apiary: the one that APIARY_BIN names, else one that is built as `make build` does. The native worker is put in
@@ -129,12 +130,11 @@ func startAgent(t *testing.T, bin, config string) *agent {
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := freeport.Address()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	return addr
 }
 
 // command is an apiary command towards the agent.

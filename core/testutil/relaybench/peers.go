@@ -14,6 +14,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"time"
+
+	"github.com/apiary-dev/apiary/core/testutil/freeport"
 )
 
 // reverseProxy is the usual Go relay: net/http's, which unmarshals the body to find the model. It runs in a process of its own.
@@ -83,7 +85,7 @@ func (s *setup) vllmRouter(ctx context.Context, name, listen, upstream string) (
 		return 0, err
 	}
 	host, port, _ := net.SplitHostPort(listen)
-	metrics, err := freeAddr()
+	metrics, err := freeport.Address()
 	if err != nil {
 		return 0, err
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/secret"
+	"github.com/apiary-dev/apiary/core/testutil/freeport"
 )
 
 // The two echo workers: one answers at once, the other paces its tokens.
@@ -59,7 +60,7 @@ func start(ctx context.Context, apiary, dir string) (*setup, error) {
 			s.stop()
 		}
 	}()
-	queen, err := freeAddr()
+	queen, err := freeport.Address()
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +91,7 @@ func start(ctx context.Context, apiary, dir string) (*setup, error) {
 		t := &target{name: p.name, addr: map[string]string{}, pids: map[string]int{}}
 		s.targets = append(s.targets, t)
 		for _, w := range []string{fast, paced} {
-			listen, err := freeAddr()
+			listen, err := freeport.Address()
 			if err != nil {
 				return nil, err
 			}
@@ -122,7 +123,7 @@ func start(ctx context.Context, apiary, dir string) (*setup, error) {
 
 // worker starts an echo worker that beats to the queen.
 func (s *setup) worker(ctx context.Context, apiary, name, queen string, cluster secret.Secret, direct *target) error {
-	listen, err := freeAddr()
+	listen, err := freeport.Address()
 	if err != nil {
 		return err
 	}
@@ -201,14 +202,6 @@ func (s *setup) withLog(name string, err error) error {
 func oneLine(s string) string {
 	s = strings.Join(strings.Fields(s), " ")
 	return s[:min(len(s), 300)]
-}
-
-func freeAddr() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	return ln.Addr().String(), ln.Close()
 }
 
 // await asks for url until it answers 200, for at most 20 s.
