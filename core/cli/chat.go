@@ -175,7 +175,7 @@ func (h *chat) say(ctx context.Context, message string) error {
 	}
 	var result answer
 	err := h.once(ctx, "The answer was interrupted.", func(ctx context.Context) (err error) {
-		result, err = h.c.chat(ctx, h.p.name, h.history, h.f.sampling(), func(piece string) error {
+		result, err = h.c.chat(ctx, h.p.name, h.history, h.f.sampling(carefully()), func(piece string) error {
 			said.WriteString(piece)
 			return emit(piece)
 		})

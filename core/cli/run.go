@@ -26,20 +26,29 @@ func storySampling() openai.Sampling {
 	return openai.Sampling{Temperature: &temperature, TopP: &topP, MaxTokens: &tokens, Stop: openai.Strings{storyPrompt}}
 }
 
-// samplingFlags are the flags by which run and chat choose tokens; what is not given stays the agent's default.
+// carefully is how run and chat choose tokens where no flag says how. The agent's own defaults are OpenAI's, made for large models: of a
+// small one they take much that it is not sure of, and when it begins to repeat itself, it goes on for ever.
+func carefully() openai.Sampling {
+	temperature, share, penalty := 0.5, 0.1, 1.1
+	return openai.Sampling{Temperature: &temperature, MinP: &share, RepeatPenalty: &penalty}
+}
+
+// samplingFlags are the flags by which run and chat choose tokens.
 type samplingFlags struct {
 	command                *cobra.Command
 	tokens                 int
 	temperature, topP, min float64
+	penalty                float64
 	seed                   int64
 }
 
 func (f *samplingFlags) add(c *cobra.Command) {
 	f.command = c
 	c.Flags().IntVar(&f.tokens, "max-tokens", 0, "`tokens` of the answer at most (default: until the text ends, or the context is full)")
-	c.Flags().Float64Var(&f.temperature, "temperature", 1, "0 always takes the likeliest token")
+	c.Flags().Float64Var(&f.temperature, "temperature", 1, "0 always takes the likeliest token; without this and the next three flags: 0.5, with --min-p 0.1 and --repeat-penalty 1.1")
 	c.Flags().Float64Var(&f.topP, "top-p", 1, "take from the likeliest tokens that add up to this `probability`")
 	c.Flags().Float64Var(&f.min, "min-p", 0, "leave out tokens less likely than this `share` of the likeliest")
+	c.Flags().Float64Var(&f.penalty, "repeat-penalty", 1, "how much less likely tokens get that were there already; 1: not")
 	c.Flags().Int64Var(&f.seed, "seed", 0, "the same `number` gives the same answer (default: another one each time)")
 }
 
@@ -56,6 +65,7 @@ func (f *samplingFlags) check() error {
 		{"temperature", f.temperature >= 0 && f.temperature <= 2, f.temperature, "be from 0 to 2"},
 		{"top-p", f.topP > 0 && f.topP <= 1, f.topP, "be more than 0 and at most 1"},
 		{"min-p", f.min >= 0 && f.min < 1, f.min, "be at least 0 and less than 1"},
+		{"repeat-penalty", f.penalty > 0 && f.penalty <= 10, f.penalty, "be more than 0 and at most 10"},
 		{"seed", f.seed >= 0, f.seed, "not be negative"},
 	} {
 		if given(c.name) && !c.ok {
@@ -65,9 +75,13 @@ func (f *samplingFlags) check() error {
 	return nil
 }
 
-func (f *samplingFlags) sampling() openai.Sampling {
-	var s openai.Sampling
+// sampling is what the flags say, and else of how tokens are chosen.
+func (f *samplingFlags) sampling(otherwise openai.Sampling) openai.Sampling {
 	given := f.command.Flags().Changed
+	s := otherwise
+	if given("temperature") || given("top-p") || given("min-p") || given("repeat-penalty") {
+		s.Temperature, s.TopP, s.MinP, s.RepeatPenalty = nil, nil, nil, nil
+	}
 	if given("max-tokens") {
 		s.MaxTokens = &f.tokens
 	}
@@ -79,6 +93,9 @@ func (f *samplingFlags) sampling() openai.Sampling {
 	}
 	if given("min-p") {
 		s.MinP = &f.min
+	}
+	if given("repeat-penalty") {
+		s.RepeatPenalty = &f.penalty
 	}
 	if given("seed") {
 		s.Seed = &f.seed
@@ -121,8 +138,7 @@ func (a *app) tellStory(ctx context.Context, f samplingFlags) error {
 	if err != nil {
 		return err
 	}
-	sampling := storySampling()
-	override(&sampling, f.sampling())
+	sampling := f.sampling(storySampling())
 	if s.terminal {
 		s.line("")
 	}
@@ -159,24 +175,6 @@ func (a *app) tellStory(ctx context.Context, f samplingFlags) error {
 	return nil
 }
 
-func override(s *openai.Sampling, by openai.Sampling) {
-	if by.MaxTokens != nil {
-		s.MaxTokens = by.MaxTokens
-	}
-	if by.Temperature != nil {
-		s.Temperature, s.TopP = by.Temperature, nil
-	}
-	if by.TopP != nil {
-		s.TopP = by.TopP
-	}
-	if by.MinP != nil {
-		s.MinP = by.MinP
-	}
-	if by.Seed != nil {
-		s.Seed = by.Seed
-	}
-}
-
 func discard(string) error { return nil }
 
 // answer runs one prompt.
@@ -209,9 +207,9 @@ func (a *app) answer(ctx context.Context, model, prompt string, f samplingFlags)
 	}
 	var result answer
 	if p.chat {
-		result, err = c.chat(ctx, p.name, []openai.Message{{Role: "user", Content: openai.Content(prompt)}}, f.sampling(), emit)
+		result, err = c.chat(ctx, p.name, []openai.Message{{Role: "user", Content: openai.Content(prompt)}}, f.sampling(carefully()), emit)
 	} else {
-		result, err = c.complete(ctx, p.name, prompt, f.sampling(), emit)
+		result, err = c.complete(ctx, p.name, prompt, f.sampling(carefully()), emit)
 	}
 	if err != nil {
 		if !a.json {
