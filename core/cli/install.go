@@ -176,7 +176,7 @@ func (a *app) installHive(ctx context.Context, host string, o hiveInstall) error
 	view.Notes = append(view.Notes, done.Notes...)
 	s.done("%s", installedLine(m, done, a.version))
 	if !known {
-		if _, err := config.PutHive(file, address); err != nil {
+		if _, err := inTurn(ctx, cfg.Home, func() (bool, error) { return config.PutHive(file, address) }); err != nil {
 			view.Notes = append(view.Notes, fmt.Sprintf("The hive runs, but the queen does not know it yet: add %q to queen.hives. (%s)", address, strings.TrimSuffix(fault.As(err).Message, ".")))
 		} else {
 			view.Notes = append(view.Notes, fmt.Sprintf("%s was added to queen.hives of %s.", address, file))
@@ -422,4 +422,14 @@ func (a *app) listed(ctx context.Context, s *story, id string, wait bool) (bool,
 		case <-time.After(250 * time.Millisecond):
 		}
 	}
+}
+
+// inTurn changes the configuration while no other command does.
+func inTurn(ctx context.Context, home string, change func() (bool, error)) (bool, error) {
+	done, err := config.TakeTurn(ctx, home)
+	if err != nil {
+		return false, err
+	}
+	defer done()
+	return change()
 }

@@ -137,7 +137,7 @@ func (a *app) hiveUninstallCommand() *cobra.Command {
 				return hiveChange{}, err
 			}
 			if was != "" {
-				switch gone, err := config.RemoveHive(configFile(cfg), was); {
+				switch gone, err := inTurn(ctx, cfg.Home, func() (bool, error) { return config.RemoveHive(configFile(cfg), was) }); {
 				case err != nil:
 					notes = append(notes, fmt.Sprintf("Remove %q from queen.hives by hand. (%s)", was, strings.TrimSuffix(fault.As(err).Message, ".")))
 				case gone:

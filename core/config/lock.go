@@ -40,6 +40,10 @@ type LockedPlugin struct {
 	Contract string
 	Grants   Grants // what it asked for and was granted
 	Packages []Package
+
+	// Pending says that the configuration does not have it yet: it is set before the configuration is written, and taken away after
+	// that. A command that was killed in between leaves it, and the plugin does not run until the same command ended.
+	Pending bool
 }
 
 // Package is a block package "PLATFORM": one file of a plugin.
@@ -87,7 +91,15 @@ func lockSchema(l *Lock) *block {
 			b := lockedSchema(&p)
 			return b, func() { l.Plugins = append(l.Plugins, p) }
 		},
-		each: func() []*block { return bind(l.Plugins, lockedSchema) },
+		each: func() []*block {
+			return bind(l.Plugins, func(p *LockedPlugin) *block {
+				b := lockedSchema(p)
+				if !p.Pending { // as nearly ever
+					b.options = slices.DeleteFunc(b.options, func(o option) bool { return o.field == &p.Pending })
+				}
+				return b
+			})
+		},
 	}}}
 }
 
@@ -98,6 +110,7 @@ func lockedSchema(p *LockedPlugin) *block {
 			text("version", "A version is needed.", &p.Version, pattern(versionPattern, "a version such as 1.2.0")),
 			text("kind", "A kind is needed.", &p.Kind, nil),
 			text("contract", "A contract is needed.", &p.Contract, nil),
+			boolean("pending", &p.Pending),
 		},
 		blocks: []*block{grantsSchema(&p.Grants)},
 		groups: []*group{{

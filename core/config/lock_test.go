@@ -42,6 +42,16 @@ func TestLock(t *testing.T) {
 	if _, ok := z.Package(PlatformWASM); ok {
 		t.Error("a package that is not there")
 	}
+	if raw, err := os.ReadFile(filepath.Join(home, LockName)); err != nil || strings.Contains(string(raw), "pending") {
+		t.Errorf("%s, %v", raw, err)
+	}
+	z.Pending = true
+	if err := WriteLock(home, got); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := ReadLock(home); err != nil || again.Plugins[0].Pending || !again.Plugins[1].Pending {
+		t.Errorf("%+v, %v", again, err)
+	}
 	got.Remove("zeta")
 	if _, ok := got.Find("zeta"); ok || len(got.Plugins) != 1 {
 		t.Errorf("%+v", got)

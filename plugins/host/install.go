@@ -200,6 +200,9 @@ func Pinned(p config.Plugin, l *config.Lock, platform string) (digest string, er
 	if !ok {
 		return "", fault.New(fault.Invalid, "plugin_not_installed", "The plugin %s is in the configuration, but not in the lock file; say `apiary plugin install %s`.", p.Name, p.Source)
 	}
+	if locked.Pending {
+		return "", fault.New(fault.Conflict, "plugin_pending", "The installation of the plugin %s was not finished; say `apiary plugin update %s`.", p.Name, p.Name)
+	}
 	if locked.Source != p.Source {
 		return "", fault.New(fault.Denied, "plugin_changed", "The plugin %s comes from %s in the configuration, and from %s in the lock file; say `apiary plugin update %s` if that is meant.", p.Name, p.Source, locked.Source, p.Name)
 	}

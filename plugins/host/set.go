@@ -42,6 +42,7 @@ type Set struct {
 	Problems     []error // of plugins that cannot be used; each names the plugin and says what to do
 
 	running []*Supervisor
+	release func()              // the files on the shelf
 	tools   map[string][]string // by scheme: what plans of its provisioner may run
 }
 
@@ -56,7 +57,7 @@ func (s *Set) Tools(p vendor.Provisioner) []string {
 // OpenSet makes the plugins of a configuration usable. Of one that is not as it was installed, or whose settings are wrong, it says so in
 // Problems, and leaves it out.
 func OpenSet(o SetOptions) (*Set, error) {
-	s := &Set{tools: map[string][]string{}}
+	s := &Set{tools: map[string][]string{}, release: func() {}}
 	if !slices.ContainsFunc(o.Plugins, func(p config.Plugin) bool { return p.Enabled }) {
 		return s, nil
 	}
@@ -64,8 +65,15 @@ func OpenSet(o SetOptions) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := shelf.Sweep(); err != nil {
+		o.Log.Warn("old plugins stay", "error", err)
+	}
+	if s.release, err = shelf.Use(); err != nil {
+		return nil, err
+	}
 	lock, err := config.ReadLock(o.Home)
 	if err != nil {
+		s.release()
 		return nil, err
 	}
 	taken := map[string]string{}
@@ -210,6 +218,7 @@ func (s *Set) Close() {
 	for _, r := range s.running {
 		r.Close()
 	}
+	s.release()
 }
 
 // checked looks at what a plugin answers before the core acts on it.

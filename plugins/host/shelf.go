@@ -38,14 +38,24 @@ const (
 )
 
 // Shelf keeps the files of plugins under their SHA-256. A file on it is never changed.
-type Shelf struct{ home string }
+type Shelf struct {
+	home  string
+	added map[string]bool // digests that were not there before
+}
+
+// Parts of the names of files on the shelf.
+const (
+	halfPrefix  = ".new-" // what is being written
+	notesSuffix = ".json" // behind a digest: what the file says about itself
+	newSuffix   = ".new"
+)
 
 // OpenShelf returns the shelf in a data folder, which it makes.
 func OpenShelf(home string) (*Shelf, error) {
 	if err := folder.Make(home, storeFolder, cacheFolder, programFolder, stateFolder); err != nil {
 		return nil, fmt.Errorf("make the folders for plugins: %w", err)
 	}
-	return &Shelf{home: home}, nil
+	return &Shelf{home: home, added: map[string]bool{}}, nil
 }
 
 // CacheDir is the folder for compiled modules.
@@ -67,7 +77,7 @@ func (s *Shelf) Path(digest string) string {
 // Put copies a file onto the shelf.
 func (s *Shelf) Put(r io.Reader) (digest string, size int64, err error) {
 	dir := filepath.Join(s.home, filepath.FromSlash(storeFolder))
-	tmp, err := os.CreateTemp(dir, ".new-*")
+	tmp, err := os.CreateTemp(dir, halfPrefix+"*")
 	if err != nil {
 		return "", 0, fmt.Errorf("keep a plugin: %w", err)
 	}
@@ -85,6 +95,9 @@ func (s *Shelf) Put(r io.Reader) (digest string, size int64, err error) {
 		return "", 0, fmt.Errorf("keep a plugin: %w", err)
 	}
 	digest = hex.EncodeToString(sum.Sum(nil))
+	if _, err := os.Lstat(s.Path(digest)); errors.Is(err, fs.ErrNotExist) {
+		s.added[digest] = true
+	}
 	if err := os.Rename(tmp.Name(), s.Path(digest)); err != nil {
 		return "", 0, fmt.Errorf("keep a plugin: %w", err)
 	}
@@ -121,11 +134,11 @@ func (s *Shelf) SetManifest(digest string, m vendor.StaticManifest) error {
 	if len(raw) > maxNotes {
 		return fault.New(fault.Invalid, "manifest_too_large", "What the plugin says about itself has %d KiB; at most %d are kept.", len(raw)>>10, maxNotes>>10)
 	}
-	tmp := s.Path(digest) + ".json.new"
+	tmp := s.Path(digest) + notesSuffix + newSuffix
 	if err := os.WriteFile(tmp, raw, 0o600); err != nil {
 		return fmt.Errorf("keep the manifest of a plugin: %w", err)
 	}
-	if err := os.Rename(tmp, s.Path(digest)+".json"); err != nil {
+	if err := os.Rename(tmp, s.Path(digest)+notesSuffix); err != nil {
 		return fmt.Errorf("keep the manifest of a plugin: %w", err)
 	}
 	return nil
@@ -133,7 +146,7 @@ func (s *Shelf) SetManifest(digest string, m vendor.StaticManifest) error {
 
 // Manifest returns what SetManifest kept.
 func (s *Shelf) Manifest(digest string) (*vendor.StaticManifest, error) {
-	raw, err := os.ReadFile(s.Path(digest) + ".json")
+	raw, err := os.ReadFile(s.Path(digest) + notesSuffix)
 	if err != nil {
 		return nil, fault.New(fault.NotFound, "plugin_missing", "What the plugin with the digest %s… says about itself is not kept; say `apiary plugin install` again: %w.", digest[:12], err)
 	}
@@ -142,16 +155,6 @@ func (s *Shelf) Manifest(digest string) (*vendor.StaticManifest, error) {
 		return nil, fmt.Errorf("read the manifest of the plugin %s: %w", digest[:12], err)
 	}
 	return m, nil
-}
-
-// Remove takes the file of a digest off the shelf.
-func (s *Shelf) Remove(digest string) error {
-	for _, path := range []string{s.Path(digest) + ".json", s.Path(digest)} {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("remove a plugin: %w", err)
-		}
-	}
-	return nil
 }
 
 // Nature says what kind of file a plugin is: its transport and its platform as the lock file calls them, "wasm" or "linux_amd64". A
