@@ -85,7 +85,7 @@ type pluginView struct {
 	Kind      string        `json:"kind,omitempty"`
 	Schemes   []string      `json:"schemes"`
 	Transport string        `json:"transport,omitempty"`
-	State     string        `json:"state"` // "ready", "off", "not installed", or "broken"
+	State     string        `json:"state"` // "ready", "off", "not installed", "refused", because it is not what the configuration wants, or "broken"
 	Problem   string        `json:"problem,omitempty"`
 	Source    string        `json:"source"`
 	SHA256    string        `json:"sha256,omitempty"`
@@ -115,7 +115,10 @@ func (w *pluginWork) view(p config.Plugin, deep bool) pluginView {
 	v := pluginView{Name: p.Name, Source: p.Source, State: "ready", Schemes: []string{}}
 	digest, err := host.Pinned(p, w.lock, herePlatform())
 	if err != nil {
-		v.State, v.Problem = "not installed", err.Error()
+		v.State, v.Problem = "refused", err.Error()
+		if code := fault.As(err).Code; code == "plugin_not_installed" || code == "wrong_platform" {
+			v.State = "not installed"
+		}
 		return v
 	}
 	v.SHA256 = digest
@@ -198,7 +201,7 @@ func (a *app) showPlugin(v pluginView) error {
 		lines = append(lines, fmt.Sprintf("  %s (%s, %s): %s", s.Name, s.Type, need, s.Description))
 	}
 	for _, l := range lines {
-		if _, err := fmt.Fprintln(a.out, plain(l, isTerminal(a.out))); err != nil {
+		if _, err := fmt.Fprintln(a.out, plain(printable(l), isTerminal(a.out))); err != nil {
 			return err
 		}
 	}

@@ -138,6 +138,16 @@ func (a *app) install(ctx context.Context, w *pluginWork, b *brought, o installO
 	name = cmp.Or(name, c.Manifest.Info.Name)
 	before, known := w.lock.Find(name)
 	current, configured := w.find(name)
+	if configured {
+		if err := c.Wanted(current); err != nil {
+			return err
+		}
+	}
+	if known {
+		if err := w.samePlugin(before, c); err != nil {
+			return err
+		}
+	}
 	same := known && before.Source == source && w.agreed(source, c.Digest)
 	switch {
 	case same && before.Pending: // it was granted
@@ -156,7 +166,12 @@ func (a *app) install(ctx context.Context, w *pluginWork, b *brought, o installO
 		grants.Private = current.Grants.Private // the operator's own, which no plugin asks for
 		grants.Private = slices.DeleteFunc(grants.Private, func(h string) bool { return !slices.Contains(grants.HTTP, h) })
 	}
-	if err := a.showAsked(name, c, before); err != nil {
+	shown := before
+	if configured && known {
+		now := *before
+		now.Grants, shown = current.Grants, &now
+	}
+	if err := a.showAsked(name, c, shown); err != nil {
 		return err
 	}
 	if !yes {
@@ -236,6 +251,15 @@ func (w *pluginWork) schemesFree(name string, c *host.Candidate) error {
 	return nil
 }
 
+// samePlugin refuses another plugin under the name of one that is installed.
+func (w *pluginWork) samePlugin(before *config.LockedPlugin, c *host.Candidate) error {
+	was, err := w.shelf.Manifest(before.Packages[0].SHA256)
+	if err != nil || was.Info.Name == c.Manifest.Info.Name {
+		return nil // or nobody knows
+	}
+	return fault.New(fault.Conflict, "another_plugin", "The source holds the plugin %s now, and %s was installed as %s; say `apiary plugin remove %s` and then `apiary plugin install` if that is meant.", c.Manifest.Info.Name, was.Info.Name, before.Name, before.Name)
+}
+
 // asksAsBefore reports whether a plugin that is installed asks for what it asked for then.
 func (w *pluginWork) asksAsBefore(before *config.LockedPlugin, c *host.Candidate) bool {
 	m, err := w.shelf.Manifest(before.Packages[0].SHA256)
@@ -267,7 +291,13 @@ func (a *app) showAsked(name string, c *host.Candidate, before *config.LockedPlu
 	if i.Description != "" {
 		lines = append(lines, "  "+i.Description)
 	}
-	lines = append(lines, "  asks for: "+strings.Join(asks, " · "))
+	lines = append(lines, "  asks for: "+cmp.Or(strings.Join(asks, " · "), "nothing"))
+	if slices.Contains(i.Features, vendor.FeatureBare) {
+		lines = append(lines, "  It answers for all ORG/REPO without a scheme too, which the vendors before it do not know.")
+	}
+	if i.Kind == vendor.KindProvisioner {
+		lines = append(lines, "  The engines that it installs run as your user, and may do all that your user may.")
+	}
 	if c.Transport == config.TransportProcess {
 		lines = append(lines, "  It is a program, which nothing holds to that: it may do all that your user may.")
 	}
@@ -276,7 +306,7 @@ func (a *app) showAsked(name string, c *host.Candidate, before *config.LockedPlu
 		lines = append(lines, fmt.Sprintf("  Installed is %s, granted: http to %s · credentials %s · running %s", before.Version, list(had.HTTP), list(had.Credentials), list(had.Run)))
 	}
 	for _, l := range lines {
-		if _, err := fmt.Fprintln(a.err, plain(l, isTerminal(a.err))); err != nil {
+		if _, err := fmt.Fprintln(a.err, plain(printable(l), isTerminal(a.err))); err != nil {
 			return err
 		}
 	}

@@ -79,8 +79,18 @@ func (w *pluginWork) agreed(source, digest string) bool {
 // what was agreed to elsewhere.
 func (w *pluginWork) agrees(b *brought) error {
 	got, err := host.Variant{Path: b.Path}.Package()
-	if err != nil || b.update {
+	if err != nil {
 		return err
+	}
+	for _, p := range w.cfg.Plugins {
+		if p.Source == b.source {
+			if err := host.WantedFile(p, got.SHA256); err != nil {
+				return err
+			}
+		}
+	}
+	if b.update {
+		return nil
 	}
 	for _, p := range w.lock.Plugins {
 		k, ok := host.For(&p, herePlatform())

@@ -2,6 +2,7 @@ package config
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"regexp"
@@ -104,6 +105,19 @@ func grantsSchema(g *Grants) *block {
 		list("run", `A list of tools is needed, for example ["cmake"].`, &g.Run, pattern(toolPattern, "the name of a tool")),
 		size("memory", "64MiB", &g.Memory, contract.MiB, 4*contract.GiB),
 	}}
+}
+
+// CheckGrants says why a block grants cannot hold g.
+func CheckGrants(g Grants) error {
+	for _, o := range grantsSchema(&g).options {
+		if err := o.set(o.get()); err != nil {
+			if errors.Is(err, errType) {
+				err = errors.New(o.need)
+			}
+			return fmt.Errorf("%s: %w", o.name, err)
+		}
+	}
+	return nil
 }
 
 func pluginGroup(c *Config) *group {

@@ -121,6 +121,29 @@ func (s *Shelf) Take(ctx context.Context, r io.Reader, confirm func(path string)
 	return c, s.SetManifest(digest, c.Manifest)
 }
 
+// Wanted says why a plugin that its source gives now is not what its block in the configuration wants.
+func (c *Candidate) Wanted(p config.Plugin) error {
+	i := c.Manifest.Info
+	if err := WantedFile(p, c.Digest); err != nil {
+		return err
+	}
+	switch {
+	case p.Version != "" && p.Version != i.Version:
+		return fault.New(fault.Conflict, "plugin_version", "The configuration wants version %s of the plugin %s, and %s gives %s; change version in its block, or name a source that has it.", p.Version, p.Name, p.Source, i.Version)
+	case p.Kind != "" && p.Kind != i.Kind:
+		return fault.New(fault.Conflict, "plugin_kind", "The configuration says that the plugin %s is a %s, and %s gives a %s; change kind in its block, or leave it out.", p.Name, p.Kind, p.Source, i.Kind)
+	}
+	return nil
+}
+
+// WantedFile is Wanted for what is known before the plugin says what it is.
+func WantedFile(p config.Plugin, digest string) error {
+	if p.SHA256 == "" || p.SHA256 == digest {
+		return nil
+	}
+	return fault.New(fault.Conflict, "plugin_sha256", "The configuration wants the plugin %s with the sha256 %s…, and %s gives %s…; change sha256 in its block if that is meant.", p.Name, p.SHA256[:12], p.Source, digest[:12])
+}
+
 // CheckManifest says why a plugin cannot be used as it describes itself.
 func CheckManifest(m *vendor.StaticManifest) error {
 	bad := func(format string, args ...any) error {
@@ -151,6 +174,12 @@ func CheckManifest(m *vendor.StaticManifest) error {
 		if slices.Contains(reserved(), scheme) {
 			return bad("it answers for %q, which is Apiary's own", scheme)
 		}
+	}
+	if i.Requests.MemoryBytes < 0 {
+		return bad("it asks for %d bytes of memory", i.Requests.MemoryBytes)
+	}
+	if err := config.CheckGrants((&Candidate{Manifest: *m}).Asked()); err != nil {
+		return bad("what it asks for is not possible: %v", err)
 	}
 	if err := config.CheckSchema(m.Schema); err != nil {
 		return bad("its settings are not usable: %v", err)
@@ -207,17 +236,19 @@ func Pinned(p config.Plugin, l *config.Lock, platform string) (digest string, er
 		return "", fault.New(fault.Denied, "plugin_changed", "The plugin %s comes from %s in the configuration, and from %s in the lock file; say `apiary plugin update %s` if that is meant.", p.Name, p.Source, locked.Source, p.Name)
 	}
 	if p.Version != "" && p.Version != locked.Version {
-		return "", fault.New(fault.Invalid, "plugin_version", "The configuration wants version %s of the plugin %s, and %s is installed; say `apiary plugin update %s`.", p.Version, p.Name, locked.Version, p.Name)
+		return "", fault.New(fault.Invalid, "plugin_version", "The configuration wants version %s of the plugin %s, and %s is installed; say `apiary plugin update %s` if its source gives that version, or change version in its block.", p.Version, p.Name, locked.Version, p.Name)
 	}
 	if p.Kind != "" && p.Kind != locked.Kind {
-		return "", fault.New(fault.Invalid, "plugin_kind", "The configuration says that the plugin %s is a %s; it is a %s.", p.Name, p.Kind, locked.Kind)
+		return "", fault.New(fault.Invalid, "plugin_kind", "The configuration says that the plugin %s is a %s; it is a %s: change kind in its block, or leave it out.", p.Name, p.Kind, locked.Kind)
 	}
 	k, ok := For(locked, platform)
 	switch {
 	case !ok:
 		return "", fault.New(fault.Invalid, "wrong_platform", "The plugin %s is not installed for %s; say `apiary plugin install %s` on such a machine.", p.Name, platform, p.Source)
 	case p.SHA256 != "" && p.SHA256 != k.SHA256:
-		return "", fault.New(fault.Denied, "plugin_changed", "The configuration pins the plugin %s to %s…, and the lock file to %s…; say `apiary plugin update %s` if the change is meant.", p.Name, p.SHA256[:12], k.SHA256[:12], p.Name)
+		return "", fault.New(fault.Denied, "plugin_changed", "The configuration pins the plugin %s to %s…, and the lock file to %s…; say `apiary plugin update %s` if its source gives that file, or change sha256 in its block.", p.Name, p.SHA256[:12], k.SHA256[:12], p.Name)
+	case p.Transport != "" && (p.Transport == config.TransportWASM) != (k.Platform == config.PlatformWASM):
+		return "", fault.New(fault.Invalid, "plugin_transport", "The configuration says transport = %q for the plugin %s, which is installed as the other one; say `apiary plugin update %s`, or leave transport out.", p.Transport, p.Name, p.Name)
 	}
 	return k.SHA256, nil
 }

@@ -57,6 +57,12 @@ func TestCheckManifest(t *testing.T) {
 		"ours":        func(m *vendor.StaticManifest) { m.Info.Schemes = []string{"file"} },
 		"description": func(m *vendor.StaticManifest) { m.Info.Description = strings.Repeat("x", 501) },
 		"requests":    func(m *vendor.StaticManifest) { m.Info.Requests.Run = make([]string, 100) },
+		"all hosts":   func(m *vendor.StaticManifest) { m.Info.Requests.HTTP = []string{"*"} },
+		"a URL":       func(m *vendor.StaticManifest) { m.Info.Requests.HTTP = []string{"https://example.org"} },
+		"credential":  func(m *vendor.StaticManifest) { m.Info.Requests.Credentials = []string{"a b"} },
+		"tool":        func(m *vendor.StaticManifest) { m.Info.Requests.Run = []string{"/bin/sh"} },
+		"memory":      func(m *vendor.StaticManifest) { m.Info.Requests.MemoryBytes = 1 << 50 },
+		"no memory":   func(m *vendor.StaticManifest) { m.Info.Requests.MemoryBytes = -1 },
 		"schema":      func(m *vendor.StaticManifest) { m.Schema.Attributes = []vendor.Attribute{{Name: "a", Type: "x("}} },
 	} {
 		m := manifest()
@@ -80,6 +86,8 @@ func TestPinned(t *testing.T) {
 		"plugin_not_installed": func(p *config.Plugin) { p.Name = "other" },
 		"plugin_changed":       func(p *config.Plugin) { p.Source = "./evil" },
 		"plugin_version":       func(p *config.Plugin) { p.Version = "9.0.0" },
+		"plugin_transport":     func(p *config.Plugin) { p.Transport = config.TransportWASM },
+		"plugin_pending":       func(p *config.Plugin) { l.Plugins[0].Pending = true },
 		"plugin_kind":          func(p *config.Plugin) { p.Kind = vendor.KindProvisioner },
 	} {
 		p := good
@@ -87,6 +95,7 @@ func TestPinned(t *testing.T) {
 		if _, err := Pinned(p, l, "linux_amd64"); fault.As(err).Code != code {
 			t.Errorf("%s: %v", code, err)
 		}
+		l.Plugins[0].Pending = false
 	}
 	p := good
 	p.SHA256 = two
