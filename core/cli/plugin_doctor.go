@@ -22,6 +22,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/plugins/host"
 	"github.com/apiary-dev/apiary/plugins/process"
 	"github.com/apiary-dev/apiary/plugins/vendor"
@@ -353,6 +354,10 @@ func executable(ctx context.Context, d *diagnosis, dir string) {
 		defer func() { _ = os.Remove(f.Name()) }()
 		_, err = f.WriteString("#!/bin/sh\nexit 0\n")
 		err = cmp.Or(err, f.Chmod(0o700), f.Close())
+	}
+	if folder.IsFull(err) {
+		d.wrong("folder", "The disk that holds %s, from which plugins are run, is full; free some space.", dir)
+		return
 	}
 	if err != nil {
 		d.wrong("folder", "Nothing can be written into %s, from which plugins are run (%v); check its permissions.", dir, err)

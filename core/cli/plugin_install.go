@@ -18,6 +18,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/core/logging"
 	"github.com/apiary-dev/apiary/plugins/host"
 	"github.com/apiary-dev/apiary/plugins/vendor"
@@ -91,7 +92,7 @@ func (w *pluginWork) holding(f func() error) error {
 	if err != nil {
 		return err
 	}
-	err = f()
+	err = folder.Full(f(), w.cfg.Home, "the plugin", 0)
 	release()
 	return errors.Join(err, w.shelf.Sweep())
 }
@@ -100,12 +101,7 @@ func (w *pluginWork) holding(f func() error) error {
 // this platform already, as after a move to another machine, has to be that and needs no grant.
 func (a *app) install(ctx context.Context, w *pluginWork, b *brought, o installOptions) error {
 	name, yes, source := o.name, o.yes, b.source
-	r, err := os.Open(b.Path)
-	if err != nil {
-		return fault.New(fault.Invalid, "file_unreadable", "The file %s cannot be read: %w.", b.Path, err)
-	}
-	defer func() { _ = r.Close() }()
-	if err := w.agrees(b); err != nil {
+	if err := w.agrees(ctx, b); err != nil {
 		return err // before anything of it is run
 	}
 	beside := manifestBeside(b.Path)
@@ -115,7 +111,7 @@ func (a *app) install(ctx context.Context, w *pluginWork, b *brought, o installO
 		}
 		return a.agree(fmt.Sprintf("%s is a program: it has to be run to say what it is, and then, as ever, it may do all that your user may. Run it?", b.what()))
 	}
-	c, err := w.shelf.Take(ctx, r, confirm, func(ctx context.Context, path, digest string) (*vendor.StaticManifest, error) {
+	c, err := w.shelf.Take(ctx, b.Path, confirm, func(ctx context.Context, path, digest string) (*vendor.StaticManifest, error) {
 		if beside != nil {
 			return beside, nil
 		}
@@ -129,7 +125,7 @@ func (a *app) install(ctx context.Context, w *pluginWork, b *brought, o installO
 		return err
 	}
 	for _, v := range b.Others {
-		k, err := v.Package()
+		k, err := v.Package(ctx)
 		if err != nil {
 			return err
 		}

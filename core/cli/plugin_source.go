@@ -77,8 +77,8 @@ func (w *pluginWork) agreed(source, digest string) bool {
 
 // agrees refuses a file that is not the one that the lock file has for its source, where that one was never on this machine: it is not
 // what was agreed to elsewhere.
-func (w *pluginWork) agrees(b *brought) error {
-	got, err := host.Variant{Path: b.Path}.Package()
+func (w *pluginWork) agrees(ctx context.Context, b *brought) error {
+	got, err := host.Variant{Path: b.Path}.Package(ctx)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"context"
 	"crypto/sha256"
 	"debug/elf"
 	"debug/macho"
@@ -41,14 +42,17 @@ type Chosen struct {
 type Variant struct{ Path, Platform string }
 
 // Package is the entry of the lock file for it.
-func (v Variant) Package() (config.Package, error) {
-	f, err := os.Open(v.Path)
+func (v Variant) Package(ctx context.Context) (config.Package, error) {
+	f, err := openRegular(v.Path, v.Path)
 	if err != nil {
-		return config.Package{}, fmt.Errorf("read the plugin for %s: %w", v.Platform, err)
+		return config.Package{}, err
 	}
 	defer func() { _ = f.Close() }()
 	sum := sha256.New()
-	n, err := io.Copy(sum, f)
+	n, err := io.Copy(sum, io.LimitReader(untilDone{ctx, f}, MaxProgram+1))
+	if err == nil && n > MaxProgram {
+		err = tooLarge("The file " + v.Path)
+	}
 	if err != nil {
 		return config.Package{}, fmt.Errorf("read the plugin for %s: %w", v.Platform, err)
 	}

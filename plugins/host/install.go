@@ -3,7 +3,6 @@ package host
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"regexp"
 	"slices"
@@ -58,8 +57,11 @@ func CheckName(name string) error {
 }
 
 // Inspect says what the file at path is, without running it. Of a program it knows the platform only.
-func Inspect(path string) (*Candidate, error) {
-	transport, platform, err := Nature(path)
+func Inspect(path string) (*Candidate, error) { return inspect(path, path) }
+
+// inspect is Inspect for a file that messages call name.
+func inspect(path, name string) (*Candidate, error) {
+	transport, platform, err := nature(path, name)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +74,7 @@ func Inspect(path string) (*Candidate, error) {
 		return nil, fmt.Errorf("read the plugin: %w", err)
 	}
 	if st.Size() > MaxModule {
-		return nil, fault.New(fault.Invalid, "plugin_too_large", "The module has %s; a plugin has at most %d MiB.", contract.Bytes(st.Size()), MaxModule>>20)
+		return nil, fault.New(fault.Invalid, "plugin_too_large", "The module %s has %s; a plugin has at most %d MiB.", name, contract.Bytes(st.Size()), MaxModule>>20)
 	}
 	module, err := os.ReadFile(path)
 	if err != nil {
@@ -93,14 +95,19 @@ func Inspect(path string) (*Candidate, error) {
 	return c, CheckManifest(m)
 }
 
-// Take puts what r holds onto the shelf and learns what it is. A WASM module says so without being run. A program has to be run: confirm
+// Take puts the file at path onto the shelf and learns what it is. A WASM module says so without being run. A program has to be run: confirm
 // is asked before, and ask does it.
-func (s *Shelf) Take(ctx context.Context, r io.Reader, confirm func(path string) error, ask Asker) (*Candidate, error) {
-	digest, size, err := s.Put(r)
+func (s *Shelf) Take(ctx context.Context, path string, confirm func(path string) error, ask Asker) (*Candidate, error) {
+	r, err := openRegular(path, path)
 	if err != nil {
 		return nil, err
 	}
-	c, err := Inspect(s.Path(digest))
+	defer func() { _ = r.Close() }()
+	digest, size, err := s.Put(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	c, err := inspect(s.Path(digest), path)
 	if err != nil {
 		return nil, err
 	}

@@ -4,13 +4,17 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/testutil/smalldisk"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -27,19 +31,60 @@ func TestTake(t *testing.T) {
 	asked := 0
 	ask := func(context.Context, string, string) (*vendor.StaticManifest, error) { asked++; return manifest(), nil }
 	no := errors.New("no")
-	program := []byte("#!/bin/sh\n")
-	if _, err := s.Take(t.Context(), bytes.NewReader(program), func(string) error { return no }, ask); !errors.Is(err, no) || asked != 0 {
+	text := "#!/bin/sh\n"
+	write := func(name, text string) string {
+		t.Helper()
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	program := write("program", text)
+	if _, err := s.Take(t.Context(), program, func(string) error { return no }, ask); !errors.Is(err, no) || asked != 0 {
 		t.Errorf("a program that was not to be run: %v, asked %d times", err, asked)
 	}
-	c, err := s.Take(t.Context(), bytes.NewReader(program), func(string) error { return nil }, ask)
-	if err != nil || c.Transport != config.TransportProcess || c.Size != int64(len(program)) {
+	c, err := s.Take(t.Context(), program, func(string) error { return nil }, ask)
+	if err != nil || c.Transport != config.TransportProcess || c.Size != int64(len(text)) {
 		t.Fatalf("%+v, %v", c, err)
 	}
 	if want := (config.Grants{HTTP: []string{"git.example.org"}, Credentials: []string{"gitea"}, Memory: 64 * contract.MiB}); !reflect.DeepEqual(c.Asked(), want) {
 		t.Errorf("%+v", c.Asked())
 	}
-	if _, err := s.Take(t.Context(), strings.NewReader("\x00asm\x01\x00\x00\x00"), nil, nil); fault.KindOf(err) != fault.Invalid {
+	if _, err := s.Take(t.Context(), write("it.wasm", "\x00asm\x01\x00\x00\x00"), nil, nil); fault.KindOf(err) != fault.Invalid {
 		t.Errorf("a module without a manifest: %v", err)
+	}
+
+	// What is refused is called as the user called it.
+	for name, text := range map[string]string{"letter": "Dear all", "it": "PK\x03\x04 and so on"} {
+		path := write(name, text)
+		if _, err := s.Take(t.Context(), path, nil, nil); fault.As(err).Code != "not_a_plugin" || !strings.Contains(err.Error(), path) || name == "it" && !strings.Contains(err.Error(), "?archive=zip") {
+			t.Errorf("%v", err)
+		}
+	}
+	// A file that blocks, one that is only large, and a command that is to end.
+	fifo := filepath.Join(t.TempDir(), "fifo.wasm")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	large := write("large", "#!/bin/sh\n")
+	if err := os.Truncate(large, 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	for path, code := range map[string]string{fifo: "not_a_plugin", large: "plugin_too_large"} {
+		_, inspected := Inspect(path)
+		_, taken := s.Take(t.Context(), path, nil, nil)
+		_, hashed := Variant{Path: path}.Package(t.Context())
+		for _, err := range []error{inspected, taken, hashed} {
+			if fault.As(err).Code != code {
+				t.Errorf("%s: %v", path, err)
+			}
+		}
+	}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if _, err := s.Take(ended, program, nil, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
 	}
 }
 
@@ -110,4 +155,17 @@ func TestPinned(t *testing.T) {
 	if digest, err := Pinned(good, l, "darwin_arm64"); err != nil || digest != two {
 		t.Errorf("%s, %v", digest, err)
 	}
+}
+
+func TestFullDisk(t *testing.T) {
+	smalldisk.Run(t, "1m", func(home string) {
+		s, err := OpenShelf(home)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = s.Put(t.Context(), bytes.NewReader(make([]byte, 2<<20)))
+		if fault.KindOf(err) != fault.Exhausted || !strings.Contains(err.Error(), "is full") {
+			t.Errorf("%v", err)
+		}
+	})
 }

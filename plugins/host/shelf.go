@@ -1,6 +1,7 @@
 package host
 
 import (
+	"context"
 	"crypto/sha256"
 	"debug/elf"
 	"debug/macho"
@@ -74,18 +75,19 @@ func (s *Shelf) Path(digest string) string {
 	return filepath.Join(s.home, filepath.FromSlash(storeFolder), digest)
 }
 
-// Put copies a file onto the shelf.
-func (s *Shelf) Put(r io.Reader) (digest string, size int64, err error) {
+// Put copies a file onto the shelf, until ctx ends. A full disk is a fault of the kind Exhausted.
+func (s *Shelf) Put(ctx context.Context, r io.Reader) (digest string, size int64, err error) {
 	dir := filepath.Join(s.home, filepath.FromSlash(storeFolder))
+	defer func() { err = folder.Full(err, s.home, "the plugin", 0) }()
 	tmp, err := os.CreateTemp(dir, halfPrefix+"*")
 	if err != nil {
 		return "", 0, fmt.Errorf("keep a plugin: %w", err)
 	}
 	defer func() { _ = os.Remove(tmp.Name()) }() // after the rename it is not there any more
 	sum := sha256.New()
-	size, err = io.Copy(io.MultiWriter(tmp, sum), io.LimitReader(r, MaxProgram+1))
+	size, err = io.Copy(io.MultiWriter(tmp, sum), io.LimitReader(untilDone{ctx, r}, MaxProgram+1))
 	if err == nil && size > MaxProgram {
-		err = fault.New(fault.Invalid, "plugin_too_large", "The plugin has more than %d MiB; that is not one.", MaxProgram>>20)
+		err = tooLarge("The plugin")
 	}
 	if err == nil {
 		err = tmp.Chmod(0o500)
@@ -126,7 +128,8 @@ func (s *Shelf) Verify(digest string) error {
 }
 
 // SetManifest keeps what the file of a digest says about itself, so that nobody has to run it to know.
-func (s *Shelf) SetManifest(digest string, m vendor.StaticManifest) error {
+func (s *Shelf) SetManifest(digest string, m vendor.StaticManifest) (err error) {
+	defer func() { err = folder.Full(err, s.home, "what the plugin says about itself", 0) }()
 	raw, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return fmt.Errorf("keep the manifest of a plugin: %w", err)
@@ -159,16 +162,19 @@ func (s *Shelf) Manifest(digest string) (*vendor.StaticManifest, error) {
 
 // Nature says what kind of file a plugin is: its transport and its platform as the lock file calls them, "wasm" or "linux_amd64". A
 // file that cannot run here is refused with the reason.
-func Nature(path string) (transport, platform string, err error) {
-	f, err := os.Open(path)
+func Nature(path string) (transport, platform string, err error) { return nature(path, path) }
+
+// nature is Nature for a file that messages call name.
+func nature(path, name string) (transport, platform string, err error) {
+	f, err := openRegular(path, name)
 	if err != nil {
-		return "", "", fmt.Errorf("read the plugin: %w", err)
+		return "", "", err
 	}
 	defer func() { _ = f.Close() }()
 	head := make([]byte, 8)
 	n, err := io.ReadFull(f, head)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return "", "", fault.New(fault.Invalid, "not_a_plugin", "%s is empty, so it is no plugin.", filepath.Base(path))
+		return "", "", fault.New(fault.Invalid, "not_a_plugin", "The file %s is empty, so it is no plugin.", name)
 	}
 	head = head[:n]
 	here := runtime.GOOS + "_" + runtime.GOARCH
@@ -178,21 +184,62 @@ func Nature(path string) (transport, platform string, err error) {
 	case strings.HasPrefix(string(head), elf.ELFMAG):
 		x, err := elf.NewFile(f)
 		if err != nil {
-			return "", "", fault.New(fault.Invalid, "not_a_plugin", "%s begins like a program for Linux, but is none: %w.", filepath.Base(path), err)
+			return "", "", fault.New(fault.Invalid, "not_a_plugin", "The file %s begins like a program for Linux, but is none: %w.", name, err)
 		}
-		return native(path, elfPlatform(x), here)
+		return native(name, elfPlatform(x), here)
 	case strings.HasPrefix(string(head), "#!"):
 		return "process", here, nil
 	}
 	if x, err := macho.NewFile(f); err == nil {
-		return native(path, machoPlatform(x), here)
+		return native(name, machoPlatform(x), here)
 	}
-	return "", "", fault.New(fault.Invalid, "not_a_plugin", "%s is neither a WASM module nor a program: it begins with %q.", filepath.Base(path), head)
+	for begin, archive := range map[string]string{"PK\x03\x04": ArchiveZip, "\x1f\x8b": ArchiveTar} {
+		if strings.HasPrefix(string(head), begin) {
+			return "", "", fault.New(fault.Invalid, "not_a_plugin", "The file %s is neither a WASM module nor a program, but may be an archive of one: say ?archive=%s behind it.", name, archive)
+		}
+	}
+	return "", "", fault.New(fault.Invalid, "not_a_plugin", "The file %s is neither a WASM module nor a program: it begins with %q.", name, head)
 }
 
-func native(path, platform, here string) (string, string, error) {
+func native(name, platform, here string) (string, string, error) {
 	if platform != here {
-		return "", "", fault.New(fault.Invalid, "wrong_platform", "%s is a program for %s; this machine is %s.", filepath.Base(path), platform, here)
+		return "", "", fault.New(fault.Invalid, "wrong_platform", "The file %s is a program for %s; this machine is %s.", name, platform, here)
 	}
 	return "process", platform, nil
+}
+
+// openRegular opens a file of the user, which messages call name. Only a regular one is opened: another one may block for ever, or never end.
+func openRegular(path, name string) (*os.File, error) {
+	st, err := os.Stat(path)
+	if err == nil && !st.Mode().IsRegular() {
+		return nil, fault.New(fault.Invalid, "not_a_plugin", "%s is no regular file, so it is no plugin.", name)
+	}
+	if err == nil && st.Size() > MaxProgram {
+		return nil, tooLarge("The file " + name)
+	}
+	var f *os.File
+	if err == nil {
+		f, err = os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO may have taken its place
+	}
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "file_unreadable", "The file %s cannot be read: %w.", name, err)
+	}
+	return f, nil
+}
+
+func tooLarge(what string) error {
+	return fault.New(fault.Invalid, "plugin_too_large", "%s has more than %d MiB; that is no plugin.", what, MaxProgram>>20)
+}
+
+// untilDone is a reader that ends with a context.
+type untilDone struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (r untilDone) Read(b []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.Reader.Read(b)
 }

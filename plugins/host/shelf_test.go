@@ -22,14 +22,14 @@ func TestShelf(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := []byte("#!/bin/sh\nexit 1\n")
-	digest, size, err := s.Put(bytes.NewReader(text))
+	digest, size, err := s.Put(t.Context(), bytes.NewReader(text))
 	if want := sha256.Sum256(text); err != nil || digest != hex.EncodeToString(want[:]) || size != int64(len(text)) {
 		t.Fatalf("%s, %d, %v", digest, size, err)
 	}
 	if st, err := os.Stat(s.Path(digest)); err != nil || st.Mode().Perm() != 0o500 {
 		t.Errorf("%v, %v", st.Mode(), err)
 	}
-	if again, _, err := s.Put(bytes.NewReader(text)); err != nil || again != digest {
+	if again, _, err := s.Put(t.Context(), bytes.NewReader(text)); err != nil || again != digest {
 		t.Errorf("put twice: %s, %v", again, err)
 	}
 	if err := s.Verify(digest); err != nil {

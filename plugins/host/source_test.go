@@ -132,7 +132,7 @@ func TestChoose(t *testing.T) {
 			for _, v := range got.Others {
 				rel, _ := filepath.Rel(root, v.Path)
 				others = append(others, v.Platform+":"+rel)
-				if k, err := v.Package(); err != nil || k.Platform != v.Platform || len(k.SHA256) != 64 {
+				if k, err := v.Package(t.Context()); err != nil || k.Platform != v.Platform || len(k.SHA256) != 64 {
 					t.Errorf("%+v, %v", k, err)
 				}
 			}

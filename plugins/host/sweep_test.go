@@ -21,7 +21,7 @@ func TestSweep(t *testing.T) {
 	}
 	put := func(s *Shelf, text string) string {
 		t.Helper()
-		digest, _, err := s.Put(strings.NewReader(text))
+		digest, _, err := s.Put(t.Context(), strings.NewReader(text))
 		if err != nil {
 			t.Fatal(err)
 		}
