@@ -110,8 +110,8 @@ type settingView struct {
 	Description string `json:"description,omitempty"`
 }
 
-// view looks at a plugin of the configuration. deep reads its file again.
-func (w *pluginWork) view(p config.Plugin, deep bool) pluginView {
+// view looks at a plugin of the configuration. bytes reads its file again, and leaves its settings aside.
+func (w *pluginWork) view(p config.Plugin, bytes bool) pluginView {
 	v := pluginView{Name: p.Name, Source: p.Source, State: "ready", Schemes: []string{}}
 	digest, err := host.Pinned(p, w.lock, herePlatform())
 	if err != nil {
@@ -123,7 +123,7 @@ func (w *pluginWork) view(p config.Plugin, deep bool) pluginView {
 	}
 	v.SHA256 = digest
 	m, err := w.shelf.Manifest(digest)
-	if err == nil && deep {
+	if err == nil && bytes {
 		err = w.shelf.Verify(digest)
 	}
 	if err == nil {
@@ -137,7 +137,9 @@ func (w *pluginWork) view(p config.Plugin, deep bool) pluginView {
 		for _, s := range m.Schema.Attributes {
 			v.Settings = append(v.Settings, settingView{s.Name, s.Type, s.Required, s.DefaultJSON, s.Description})
 		}
-		_, err = p.Values(m.Schema)
+		if !bytes {
+			_, err = p.Values(m.Schema)
+		}
 	}
 	switch {
 	case err != nil:

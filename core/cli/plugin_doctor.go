@@ -57,6 +57,21 @@ func (d *diagnosis) wrong(check, format string, args ...any) {
 	d.broken = true
 }
 
+// settings takes what is wrong with settings, each mistake by itself.
+func (d *diagnosis) settings(err error) {
+	mistakes, ok := errors.AsType[config.Diagnostics](err)
+	if !ok {
+		d.wrong("settings", "%v", err)
+	}
+	for _, m := range mistakes {
+		at := ""
+		if m.Line > 0 {
+			at = fmt.Sprintf("%s:%d: ", m.File, m.Line)
+		}
+		d.wrong("settings", "%s%s in %s: %s", at, m.Summary, m.Block, m.Detail)
+	}
+}
+
 func (a *app) pluginDoctor() *cobra.Command {
 	return &cobra.Command{Use: "doctor [NAME|FILE]", Short: "Say why a plugin does not start, or does not do what it should", Args: argCount(0, 1, "[NAME|FILE]"),
 		Long: "Say why a plugin does not start, or does not do what it should: its file, what it needs of the machine, the lock file, grants,\nsettings, and a start of it. A program is run for that. Without a name, all plugins of the configuration are looked at.",
@@ -156,7 +171,7 @@ func (a *app) diagnose(ctx context.Context, w *pluginWork, p config.Plugin) *dia
 	lacking(d, m.Info.Requests, p.Grants)
 	values, err := p.Values(m.Schema)
 	if err != nil {
-		d.wrong("settings", "%v", err)
+		d.settings(err)
 	} else {
 		d.ok("settings", "they are as its schema wants them")
 	}

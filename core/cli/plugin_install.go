@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -213,8 +214,42 @@ func (a *app) commit(ctx context.Context, w *pluginWork, p config.Plugin, c *hos
 	if err := config.WriteLock(w.cfg.Home, now.lock); err != nil {
 		return err
 	}
-	return a.tell("%s %s is installed, and written into %s and %s. An agent that runs uses it after its next start.",
+	text := fmt.Sprintf("%s %s is installed, and written into %s and %s. An agent that runs uses it after its next start.",
 		p.Name, c.Manifest.Info.Version, now.file(), filepath.Join(w.cfg.Home, config.LockName))
+	if now, err = a.openPlugins(); err != nil {
+		return err
+	}
+	if p, ok := now.find(p.Name); ok {
+		if _, err := p.Values(c.Manifest.Schema); err != nil {
+			text += missing(now.file(), &p, c.Manifest.Schema)
+		}
+	}
+	return a.tell("%s", text)
+}
+
+// missing says what settings a plugin lacks that was just installed, with a block that can be copied.
+func missing(file string, p *config.Plugin, s vendor.Schema) string {
+	var lines []string
+	for _, one := range s.Attributes {
+		if !one.Required || one.DefaultJSON != "" {
+			continue
+		}
+		value := one.Example
+		if value == "" {
+			value = map[string]string{"string": `"..."`, "number": "0", "bool": "false"}[one.Type]
+		}
+		switch {
+		case value == "":
+			value = "[]"
+		case one.Type == "string" && !strings.HasPrefix(value, `"`):
+			value = strconv.Quote(value)
+		}
+		lines = append(lines, printable(fmt.Sprintf("    %s = %s # %s", one.Name, value, one.Description)))
+	}
+	if p.Configured() || len(lines) == 0 {
+		return fmt.Sprintf("\nIts settings are not what it needs; `apiary plugin doctor %s` says why.", p.Name)
+	}
+	return fmt.Sprintf("\nIt needs settings before it can be used; write them into the block plugin %q of %s:\n\n  config {\n%s\n  }", p.Name, file, strings.Join(lines, "\n"))
 }
 
 // sameAbout reports whether both files say about a plugin what they said before.

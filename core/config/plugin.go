@@ -42,7 +42,11 @@ type Plugin struct {
 	Grants    Grants
 
 	config later
+	at     hcl.Range // of its source, for what is missing where there is no block config
 }
+
+// Configured reports whether there is a block config.
+func (p *Plugin) Configured() bool { return p.config.body != nil }
 
 // Grants is the block plugin.grants: what a plugin may do. Everything else is refused.
 type Grants struct {
@@ -168,7 +172,8 @@ func (p *Plugin) Values(s vendor.Schema) (json.RawMessage, error) {
 	l := p.config
 	body := l.body
 	if body == nil {
-		body = &hclsyntax.Body{}
+		body = &hclsyntax.Body{SrcRange: p.at}
+		l.name = p.at.Filename
 	}
 	d := &decoder{eval: l.eval, src: l.src, name: l.name, root: root.block, at: map[any]hcl.Range{}, failed: map[any]bool{}}
 	d.settings(body, root)
@@ -384,6 +389,9 @@ func (s *settings) values() map[string]any {
 
 // checkPlugin checks what concerns a plugin as a whole. understood says that a source that is there was read.
 func (d *decoder) checkPlugin(p *Plugin, place func(string) hcl.Range, understood bool) {
+	if p.at = place("source"); p.config.body == nil {
+		p.config.src = d.src // for what is missing
+	}
 	if p.Source == "" && understood {
 		d.add("Missing option", place("source"), "A plugin needs a source, for example source = \"./%s.wasm\"", p.Name)
 	}
