@@ -171,7 +171,7 @@ func (s *Store) run(ctx context.Context, dir string, r *vendor.RunStep, report R
 // printable shortens a text for a message and takes out what a terminal would obey.
 func printable(s string) string {
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
+		if contract.Hidden(r) {
 			return ' '
 		}
 		return r

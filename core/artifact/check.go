@@ -5,6 +5,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
@@ -16,8 +17,11 @@ func CheckManifest(man *vendor.Manifest, by vendor.Info) error {
 	bad := func(format string, args ...any) error {
 		return fault.New(fault.Invalid, "bad_manifest", "The vendor %s gave a description of the model that is not valid: %s; report this to its maker.", by.Name, fmt.Sprintf(format, args...))
 	}
-	if man.Reference == "" || len(man.Files) == 0 || len(man.Files) > maxFiles {
-		return bad("it has no reference, or %d files", len(man.Files))
+	if why := checkReference(man.Reference, by, inPlace(man)); why != "" {
+		return bad("%s", why)
+	}
+	if len(man.Files) == 0 || len(man.Files) > maxFiles {
+		return bad("it has %d files", len(man.Files))
 	}
 	names := map[string]bool{}
 	local, weights := inPlace(man), false
@@ -61,9 +65,36 @@ func CheckManifest(man *vendor.Manifest, by vendor.Info) error {
 	return nil
 }
 
+// Bounds of a canonical reference, in bytes. One of files in place holds their path.
+const (
+	maxReference        = 1024
+	maxReferenceInPlace = 4096 + 64
+)
+
+// checkReference says what is wrong with a canonical reference, for the middle of a sentence. It is the name under which something is
+// published: so nobody gives one that another one answers for, and all of it can be shown.
+func checkReference(ref string, by vendor.Info, inPlace bool) string {
+	limit := maxReference
+	if inPlace {
+		limit = maxReferenceInPlace
+	}
+	scheme, rest, found := strings.Cut(ref, ":")
+	switch {
+	case ref == "":
+		return "it has no reference"
+	case len(ref) > limit:
+		return fmt.Sprintf("its reference has %d bytes, at most %d are allowed", len(ref), limit)
+	case !utf8.ValidString(ref), contract.HasHidden(ref):
+		return fmt.Sprintf("its reference %q has characters that a reference cannot have", printable(ref))
+	case !found, rest == "", !slices.Contains(by.Schemes, scheme):
+		return fmt.Sprintf("its reference %q is not of a scheme that %s answers for (%s)", printable(ref), by.Name, strings.Join(by.Schemes, ", "))
+	}
+	return ""
+}
+
 // CheckPlan refuses what a provisioner may not say, also what would be refused only when a step is carried out.
-func CheckPlan(plan *vendor.Plan) error {
-	if err := checkPlan(plan); err != nil {
+func CheckPlan(plan *vendor.Plan, by vendor.Info) error {
+	if err := checkPlan(plan, by); err != nil {
 		return err
 	}
 	for i, st := range plan.Steps {

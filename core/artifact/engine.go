@@ -28,6 +28,9 @@ const codeSelfTest = "engine_self_test_failed"
 // best build does not work on this machine, the next one is tried, and report tells so. Nothing of an engine that fails its
 // self-test (code engine_self_test_failed) stays.
 func (s *Store) InstallEngine(ctx context.Context, ref string, devices []contract.Device, report Report) (contract.Engine, error) {
+	if contract.HasHidden(ref) {
+		return contract.Engine{}, hiddenReference(ref)
+	}
 	i := slices.IndexFunc(s.opts.Provisioners, func(p vendor.Provisioner) bool { return p.Supports(ref) })
 	if i < 0 || len(ref) > 4096 {
 		var schemes []string
@@ -93,6 +96,11 @@ func (s *Store) installed(ctx context.Context, ref string, prov vendor.Provision
 	if err != nil {
 		return contract.Engine{}, pluginhost.Fault(err)
 	}
+	if id != "" {
+		if why := checkReference(id, prov.Info(), false); why != "" {
+			return contract.Engine{}, fault.New(fault.Invalid, "bad_plan", "The provisioner %s pinned the engine in a way that is not valid: %s; report this to its maker.", prov.Info().Name, why)
+		}
+	}
 	all, err := s.engines()
 	if err != nil {
 		return contract.Engine{}, err
@@ -131,7 +139,7 @@ func (s *Store) addReference(ctx context.Context, e *engineEntry, ref string) er
 
 // install carries out a plan.
 func (s *Store) install(ctx context.Context, ref string, prov vendor.Provisioner, plan *vendor.Plan, failed []string, report Report) (contract.Engine, error) {
-	if err := checkPlan(plan); err != nil {
+	if err := checkPlan(plan, prov.Info()); err != nil {
 		return contract.Engine{}, err
 	}
 	if err := s.checkTools(prov, plan); err != nil {
@@ -168,12 +176,15 @@ func (s *Store) install(ctx context.Context, ref string, prov vendor.Provisioner
 }
 
 // checkPlan refuses what a provisioner may not say.
-func checkPlan(plan *vendor.Plan) error {
+func checkPlan(plan *vendor.Plan, by vendor.Info) error {
 	bad := func(format string, args ...any) error {
-		return fault.New(fault.Invalid, "bad_plan", "The plan for the engine %s is not valid: %s; report this to the maker of its provisioner.", plan.Reference, fmt.Sprintf(format, args...))
+		return fault.New(fault.Invalid, "bad_plan", "The plan of the provisioner %s for the engine %s is not valid: %s; report this to its maker.", by.Name, printable(plan.Reference), fmt.Sprintf(format, args...))
 	}
-	if plan.Reference == "" || !validSegment(plan.Name) || !validSegment(plan.Version) || !validSegment(plan.Platform) {
-		return bad("its name %q, version %q or platform %q cannot be the name of a folder", plan.Name, plan.Version, plan.Platform)
+	if why := checkReference(plan.Reference, by, plan.InPlace != ""); why != "" {
+		return bad("%s", why)
+	}
+	if !validSegment(plan.Name) || !validSegment(plan.Version) || !validSegment(plan.Platform) {
+		return bad("its name %.80q, version %.80q or platform %.80q cannot be the name of a folder", plan.Name, plan.Version, plan.Platform)
 	}
 	if len(plan.Steps) > maxSteps {
 		return bad("it has %d steps", len(plan.Steps))

@@ -400,7 +400,7 @@ func TestPlanIsChecked(t *testing.T) {
 	good := func() *vendor.Plan {
 		return &vendor.Plan{Reference: "x:y", Name: "e", Version: "1", Platform: "p", Files: []vendor.File{{Path: "a", Digests: vendor.Digests{SHA512: "00"}}}}
 	}
-	if err := checkPlan(good()); err != nil {
+	if err := checkPlan(good(), vendor.Info{Schemes: []string{"x"}}); err != nil {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(*vendor.Plan){
@@ -418,7 +418,7 @@ func TestPlanIsChecked(t *testing.T) {
 	} {
 		p := good()
 		change(p)
-		if err := checkPlan(p); fault.As(err).Code != "bad_plan" {
+		if err := checkPlan(p, vendor.Info{Schemes: []string{"x"}}); fault.As(err).Code != "bad_plan" {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -32,6 +32,9 @@ func (s *Store) PullModel(ctx context.Context, ref string, report Report) (contr
 	if len(ref) == 0 || len(ref) > 4096 {
 		return contract.Model{}, fault.New(fault.Invalid, "invalid_reference", "A model reference is a scheme and a name, for example builtin:stories260k.")
 	}
+	if contract.HasHidden(ref) {
+		return contract.Model{}, hiddenReference(ref)
+	}
 	return share(ctx, &s.flights, "model:"+ref, report, func(ctx context.Context, report Report) (contract.Model, error) {
 		unlock, err := s.lock(ctx, "ref-"+hashText("model:" + ref)[:32], func() { report("wait", "waiting for another process that fetches "+ref, nil) })
 		if err != nil {
@@ -40,6 +43,11 @@ func (s *Store) PullModel(ctx context.Context, ref string, report Report) (contr
 		defer unlock()
 		return s.pullModel(ctx, ref, report)
 	})
+}
+
+// hiddenReference is the error for a reference that would be listed and could not be read.
+func hiddenReference(ref string) error {
+	return fault.New(fault.Invalid, "invalid_reference", "The reference %q holds characters that cannot be shown; leave them out, and rename a file or folder whose name has them.", printable(ref))
 }
 
 func (s *Store) pullModel(ctx context.Context, ref string, report Report) (contract.Model, error) {

@@ -109,7 +109,7 @@ func (s *suite) read(raw []byte) (answer, error) {
 		if err := json.Unmarshal(raw, p); err != nil {
 			return answer{}, fmt.Errorf("the plan cannot be read: %w", err)
 		}
-		if err := artifact.CheckPlan(p); err != nil {
+		if err := artifact.CheckPlan(p, s.info); err != nil {
 			return answer{}, err
 		}
 		return answer{p.Reference, "", p.Platform, p.Files, p.Steps}, s.granted(vendor.MethodPlan, raw)

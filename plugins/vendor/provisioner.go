@@ -55,7 +55,7 @@ type EngineChoice struct {
 // Plan is how to install one engine build: files to fetch and steps to take with them, executed by the core without a
 // shell, inside a new folder that becomes visible only when all steps and the self-test have passed.
 type Plan struct {
-	Reference string `json:"reference,omitempty"` // canonical and pinned: {platform} filled in, exact version
+	Reference string `json:"reference,omitempty"` // canonical, pinned, of a scheme of the provisioner: {platform} filled in, exact version; at most 1024 bytes
 	Name      string `json:"name,omitempty"`      // "llama.cpp"
 	Version   string `json:"version,omitempty"`
 	Platform  string `json:"platform,omitempty"` // "linux-x64-cuda"

@@ -64,8 +64,10 @@ type Platform struct {
 
 // Manifest says which files make up an artifact, pinned so that the same manifest always means the same bytes.
 type Manifest struct {
-	Reference string            `json:"reference,omitempty"` // canonical; pinned where the source has immutable names. The core adds a digest where it has not
-	Format    string            `json:"format,omitempty"`    // "gguf", "safetensors", "engine"
+	// Reference is canonical and of one of the vendor's schemes, pinned where the source has immutable names; the core adds a digest
+	// where it has not. At most 1024 bytes, without control and format characters.
+	Reference string            `json:"reference,omitempty"`
+	Format    string            `json:"format,omitempty"` // "gguf", "safetensors", "engine"
 	Files     []File            `json:"files,omitempty"`
 	Meta      map[string]string `json:"meta,omitempty"` // informational: license, architecture, …
 }
