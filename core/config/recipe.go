@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
@@ -47,14 +48,23 @@ type recipeLaunch struct {
 // fault with the code recipe_invalid that shows each with its line. It has neither variables nor functions: a recipe means the same
 // everywhere.
 func ReadRecipe(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	invalid := func(why string) ([]byte, error) {
+		return nil, fault.New(fault.Invalid, "recipe_invalid", "The file %s is not a recipe: %s; check its path.", path, why)
+	}
+	if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
+		return invalid("it is no regular file")
+	}
+	f, err := folder.OpenFile(path, os.O_RDONLY, 0) // which does not wait for a FIFO that takes its place
 	if err != nil {
 		return nil, fault.New(fault.NotFound, "recipe_not_found", "The recipe %s cannot be read; check its path: %w", path, err)
 	}
 	defer func() { _ = f.Close() }()
 	src, err := io.ReadAll(io.LimitReader(f, maxRecipe+1))
-	if err != nil || len(src) > maxRecipe {
-		return nil, fault.New(fault.Invalid, "recipe_invalid", "The file %s is not a recipe: it has more than %d KiB or cannot be read (%v).", path, maxRecipe>>10, err)
+	switch {
+	case err != nil:
+		return nil, fault.New(fault.Unavailable, "recipe_unreadable", "The recipe %s cannot be read: %w; check its disk.", path, err)
+	case len(src) > maxRecipe:
+		return invalid(fmt.Sprintf("it has more than %d KiB, and no recipe is that long", maxRecipe>>10))
 	}
 	r, diags := parseRecipe(src, filepath.Base(path))
 	if len(diags) > 0 {

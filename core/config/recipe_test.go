@@ -39,7 +39,7 @@ func TestBadRecipes(t *testing.T) {
 		"link":             {"name = \"a\"\nversion = \"1\"\nlink {\n  name = \"x\"\n}", "either a target or a match"},
 		"two launches":     {"name = \"a\"\nversion = \"1\"\nlaunch {\n  path = \"x\"\n}\nlaunch {\n  path = \"x\"\n}", "one block launch"},
 		"function":         {"name = env(\"HOME\")\nversion = \"1\"", "line 1"},
-		"too large":        {strings.Repeat("#", maxRecipe+1), "256 KiB"},
+		"too large":        {strings.Repeat("#", maxRecipe+1), "it has more than 256 KiB, and no recipe is that long"},
 	} {
 		file := filepath.Join(dir, "recipe.hcl")
 		if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {

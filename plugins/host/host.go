@@ -11,7 +11,8 @@ import (
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
 
-// Fault gives an error of a plugin the kind that the rest of the core goes by. Other errors are returned as they are.
+// Fault gives an error of a plugin the kind that the rest of the core goes by. Other errors are returned as they are. KindInternal is
+// a fault of this program's own vendors and provisioners: what other plugins break is of kind Unavailable already.
 func Fault(err error) error {
 	e, ok := errors.AsType[*vendor.Error](err)
 	if !ok {

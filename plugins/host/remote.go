@@ -183,11 +183,11 @@ type (
 )
 
 func (v resolver) Resolve(ctx context.Context, req vendor.ResolveRequest) (*vendor.Manifest, error) {
-	return call[vendor.Manifest](ctx, resolveTime, v.on, vendor.MethodResolve, req)
+	return ask[vendor.Manifest](ctx, resolveTime, v.remote, vendor.MethodResolve, req)
 }
 
 func (v searcher) Search(ctx context.Context, req vendor.SearchRequest) ([]vendor.SearchResult, error) {
-	reply, err := call[vendor.SearchResponse](ctx, resolveTime, v.r.on, vendor.MethodSearch, req)
+	reply, err := ask[vendor.SearchResponse](ctx, resolveTime, v.r, vendor.MethodSearch, req)
 	if err != nil {
 		return nil, err
 	}
@@ -195,7 +195,7 @@ func (v searcher) Search(ctx context.Context, req vendor.SearchRequest) ([]vendo
 }
 
 func (v refresher) RefreshSources(ctx context.Context, req vendor.RefreshRequest) ([]vendor.File, error) {
-	reply, err := call[vendor.RefreshResponse](ctx, resolveTime, v.r.on, vendor.MethodRefreshSources, req)
+	reply, err := ask[vendor.RefreshResponse](ctx, resolveTime, v.r, vendor.MethodRefreshSources, req)
 	if err != nil {
 		return nil, err
 	}
@@ -203,11 +203,11 @@ func (v refresher) RefreshSources(ctx context.Context, req vendor.RefreshRequest
 }
 
 func (p planner) Plan(ctx context.Context, req vendor.PlanRequest) (*vendor.Plan, error) {
-	return call[vendor.Plan](ctx, planTime, p.on, vendor.MethodPlan, req)
+	return ask[vendor.Plan](ctx, planTime, p.remote, vendor.MethodPlan, req)
 }
 
 func (p lister) List(ctx context.Context, req vendor.ListRequest) ([]vendor.EngineChoice, error) {
-	reply, err := call[vendor.ListResponse](ctx, resolveTime, p.r.on, vendor.MethodList, req)
+	reply, err := ask[vendor.ListResponse](ctx, resolveTime, p.r, vendor.MethodList, req)
 	if err != nil {
 		return nil, err
 	}
@@ -215,11 +215,11 @@ func (p lister) List(ctx context.Context, req vendor.ListRequest) ([]vendor.Engi
 }
 
 func (p launcher) Launch(ctx context.Context, req vendor.LaunchRequest) (*vendor.LaunchSpec, error) {
-	return call[vendor.LaunchSpec](ctx, resolveTime, p.r.on, vendor.MethodLaunch, req)
+	return ask[vendor.LaunchSpec](ctx, resolveTime, p.r, vendor.MethodLaunch, req)
 }
 
 func (p pinner) Pin(ref string, platform vendor.Platform) (reference, pinned string, err error) {
-	reply, err := call[vendor.PinResponse](context.Background(), resolveTime, p.r.on, vendor.MethodPin, vendor.PlanRequest{Reference: ref, Platform: platform})
+	reply, err := ask[vendor.PinResponse](context.Background(), resolveTime, p.r, vendor.MethodPin, vendor.PlanRequest{Reference: ref, Platform: platform})
 	if err != nil {
 		return "", "", err
 	}
