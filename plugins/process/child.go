@@ -36,6 +36,7 @@ type child struct {
 
 	mu      sync.Mutex // guards the fields below
 	number  int        // of the process; 0: not started
+	alone   bool       // in a process table of its own
 	killed  bool       // before it ended
 	reaped  bool
 	waitErr error
@@ -54,7 +55,7 @@ func (c *child) prepare(handshakeEnv []string, sockets string) {
 	args = append(args, c.spec.Args...)
 	c.sockets = sockets
 	c.cmd = &exec.Cmd{
-		Path: args[0], Args: args, Dir: c.home, SysProcAttr: attributes(),
+		Path: args[0], Args: args, Dir: c.home,
 		Env: slices.Concat([]string{"PATH=/usr/bin:/bin", "HOME=" + c.home, "TMPDIR=" + c.home, "LANG=C.UTF-8"}, c.spec.Env, handshakeEnv),
 	}
 }
@@ -87,14 +88,22 @@ func (c *child) Start(context.Context) error {
 func (c *child) run(started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	c.mu.Lock()
 	err := errors.New("it was given up before it began")
-	if !c.killed {
-		if err = c.cmd.Start(); err == nil {
-			c.number = c.cmd.Process.Pid
+	for _, way := range ways() {
+		cmd := &exec.Cmd{Path: c.cmd.Path, Args: c.cmd.Args, Dir: c.cmd.Dir, Env: c.cmd.Env, Stdout: c.cmd.Stdout, Stderr: c.cmd.Stderr, SysProcAttr: attributes(way)}
+		c.mu.Lock()
+		if c.killed {
+			c.mu.Unlock()
+			break
+		}
+		if err = cmd.Start(); err == nil {
+			c.cmd, c.number, c.alone = cmd, cmd.Process.Pid, way.processes
+		}
+		c.mu.Unlock()
+		if err == nil || !notPermitted(err) {
+			break
 		}
 	}
-	c.mu.Unlock()
 	started <- err
 	if err != nil {
 		return
@@ -133,6 +142,12 @@ func (c *child) pid() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.number
+}
+
+func (c *child) isAlone() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.alone
 }
 
 // waitExit reports whether the process ended within d.

@@ -327,6 +327,10 @@ func (p *Process) Err() error {
 // PID is the id of the process, and of its group.
 func (p *Process) PID() int { return p.child.pid() }
 
+// Alone reports whether the process has a process table of its own: then nothing that it started can outlive it, or the agent.
+// Elsewhere what left the group of the process can.
+func (p *Process) Alone() bool { return p.child.isAlone() }
+
 // Close asks the plugin to end, kills it with all that it started after 3 s, and removes its folder. It returns when nothing is
 // left, or with an Unavailable of CodeUnkillable after further 5 s. It may be called again.
 func (p *Process) Close() error {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -361,6 +362,9 @@ func TestStuck(t *testing.T) {
 		p := start(t, spec)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		begin := time.Now()
+		if ref == "frozen" { // the whole process, as if a module held the threads
+			_ = syscall.Kill(p.PID(), syscall.SIGSTOP)
+		}
 		_, err := resolve(ctx, p, ref)
 		cancel()
 		if codeOf(err) != CodeTime || !errors.Is(err, context.DeadlineExceeded) {
@@ -435,29 +439,60 @@ func TestFlood(t *testing.T) {
 	}
 }
 
-// TestGrandchild: what a plugin starts, and what holds its pipes, neither delays the end nor survives it.
+// TestGrandchild: what a plugin starts, and what holds its pipes, neither delays the end nor survives it. Where the plugin has a
+// process table of its own that is so also for what left its group.
 func TestGrandchild(t *testing.T) {
 	t.Parallel()
-	for _, how := range []string{"close", "crash"} {
-		spec, _ := specOf(t)
-		p := start(t, spec)
-		m, err := resolve(t.Context(), p, "grandchild")
+	for _, what := range []string{"grandchild", "session"} {
+		for _, how := range []string{"close", "crash"} {
+			spec, _ := specOf(t)
+			p := start(t, spec)
+			if what == "session" && !p.Alone() {
+				t.Skip("this system gives no process table of its own")
+			}
+			mark := marker()
+			if _, err := resolve(t.Context(), p, what+":"+mark); err != nil {
+				t.Fatal(err)
+			}
+			grandchild := sleeper(t, mark)
+			begin := time.Now()
+			if how == "crash" {
+				_ = syscall.Kill(p.PID(), syscall.SIGKILL)
+				<-p.Done()
+			} else if err := p.Close(); err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(begin); took > graceTime+slack {
+				t.Errorf("%s, %s: the end took %v", what, how, took)
+			}
+			gone(t, grandchild)
+		}
+	}
+}
+
+// marker is a time to sleep that no other process sleeps.
+func marker() string { return fmt.Sprintf("1000.%d", rand.Int64()) }
+
+// sleeper finds the process that sleeps so long. It has another number for the plugin than for us.
+func sleeper(t *testing.T, mark string) int {
+	t.Helper()
+	for end := time.Now().Add(slack); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		all, err := filepath.Glob("/proc/[0-9]*/cmdline")
 		if err != nil {
 			t.Fatal(err)
 		}
-		grandchild, _ := strconv.Atoi(m.Meta["pid"])
-		begin := time.Now()
-		if how == "crash" {
-			_ = syscall.Kill(p.PID(), syscall.SIGKILL)
-			<-p.Done()
-		} else if err := p.Close(); err != nil {
-			t.Error(err)
+		for _, name := range all {
+			if raw, err := os.ReadFile(name); err == nil && strings.Contains(string(raw), "sleep\x00"+mark) {
+				pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return pid
+			}
 		}
-		if took := time.Since(begin); took > graceTime+slack {
-			t.Errorf("%s: the end took %v", how, took)
-		}
-		gone(t, grandchild)
 	}
+	t.Fatal("the plugin started nothing")
+	return 0
 }
 
 // TestExecChild: the program may be started through the launcher that gives up privileges.
@@ -519,7 +554,17 @@ func hostThatIsKilled(program string) {
 		fmt.Println(err)
 		os.Exit(1)
 	}
-	fmt.Println(p.PID())
+	_, err = sdk.Call[struct{}](context.Background(), p, vendor.MethodConfigure, vendor.ConfigureRequest{ConfigJSON: "{}"})
+	for _, what := range strings.Fields(os.Getenv("HOST_ASKS")) {
+		if err == nil {
+			_, err = resolve(context.Background(), p, what)
+		}
+	}
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println(p.PID(), p.Alone())
 	select {}
 }
 
@@ -531,8 +576,9 @@ func TestHostIsKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(run) })
+	inGroup, elsewhere := marker(), marker()
 	cmd := exec.Command(executable(t))
-	cmd.Env = append(os.Environ(), "HOST_OF="+os.Getenv("HOSTILE"), "HOST_STORE="+filepath.Join(t.TempDir(), "store"), "HOST_RUN="+run)
+	cmd.Env = append(os.Environ(), "HOST_OF="+os.Getenv("HOSTILE"), "HOST_STORE="+filepath.Join(t.TempDir(), "store"), "HOST_RUN="+run, "HOST_ASKS=grandchild:"+inGroup+" session:"+elsewhere)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -541,13 +587,23 @@ func TestHostIsKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
-	_ = cmd.Process.Kill()
-	_ = cmd.Wait()
-	pid, aerr := strconv.Atoi(strings.TrimSpace(line))
+	var pid int
+	var alone bool
+	_, aerr := fmt.Sscan(line, &pid, &alone)
 	if err != nil || aerr != nil {
+		_ = cmd.Process.Kill()
 		t.Fatalf("the host said %q, %v", line, err)
 	}
+	others := []int{sleeper(t, inGroup), sleeper(t, elsewhere)}
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
 	gone(t, pid)
+	for _, other := range others {
+		if alone {
+			gone(t, other)
+		}
+		_ = syscall.Kill(other, syscall.SIGKILL)
+	}
 
 	left := entries(t, run)
 	if len(left) != 1 {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/apiary-dev/apiary/plugins/sdk"
@@ -106,9 +107,6 @@ func (h *hostile) Resolve(ctx context.Context, req vendor.ResolveRequest) (*vend
 	case "wait":
 		<-ctx.Done()
 		return nil, ctx.Err()
-	case "frozen": // the whole process, as if a module held the threads
-		_ = exec.Command("/bin/kill", "-STOP", fmt.Sprint(os.Getpid())).Run()
-		forever()
 	case "large":
 		m.Format = strings.Repeat("x", 100<<20)
 	case "environment":
@@ -129,13 +127,13 @@ func (h *hostile) Resolve(ctx context.Context, req vendor.ResolveRequest) (*vend
 		for range 1000 {
 			fmt.Fprintln(os.Stderr, "through the library")
 		}
-	case "grandchild":
-		cmd := exec.Command("/bin/sleep", "1000")
+	case "grandchild", "session": // the second one leaves the group; the argument tells them from others
+		cmd := exec.Command("/bin/sleep", argument)
 		cmd.Stdout, cmd.Stderr = os.NewFile(1, "1"), os.NewFile(2, "2")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: what == "session"}
 		if err := cmd.Start(); err != nil {
 			return nil, err
 		}
-		m.Meta["pid"] = fmt.Sprint(cmd.Process.Pid)
 	case "get":
 		value, err := h.host.Get(ctx, argument)
 		if err != nil {
