@@ -31,22 +31,26 @@ func badArchive(format string, args ...any) error {
 	return fault.New(fault.Invalid, "bad_archive", "The archive was refused and nothing of it was installed: "+format+".", args...)
 }
 
-// extractor unpacks one archive below a folder. Only regular files and folders come out, with mode 0644 or 0755.
+// extractor unpacks one archive below a folder. Regular files and folders come out, with mode 0644 or 0755, and where links are allowed
+// those that stay in the folder.
 type extractor struct {
 	ctx   context.Context // of the one call for which an extractor lives
 	root  *os.Root
 	step  *vendor.ExtractStep
+	links bool  // they are allowed
 	limit int64 // unpacked bytes
 	max   int   // entries
 
 	entries  int
 	unpacked int64
 	names    map[string]string // files and folders that were made, by their names in lower case
+	linked   []linkEntry       // made when all files are there, so that nothing is written by way of a link
 	report   func(n int64)
 }
 
-// extract unpacks the archive file, of size bytes, into dir, which exists.
-func extract(ctx context.Context, file string, size int64, dir string, step *vendor.ExtractStep, report func(n int64)) error {
+// extract unpacks the archive file, of size bytes, into dir, which exists. Links are for archives of engines, whose libraries have
+// several names.
+func extract(ctx context.Context, file string, size int64, dir string, step *vendor.ExtractStep, links bool, report func(n int64)) error {
 	if step.Prefix != "" {
 		if err := validPath(strings.TrimSuffix(step.Prefix, "/")); err != nil || !strings.HasSuffix(step.Prefix, "/") {
 			return badArchive("its plan wants the folder %q", step.Prefix)
@@ -62,7 +66,7 @@ func extract(ctx context.Context, file string, size int64, dir string, step *ven
 		return err
 	}
 	defer root.Close()
-	x := &extractor{ctx: ctx, root: root, step: step, limit: size*maxArchiveRatio + ratioSlack, max: maxArchiveEntries, report: report}
+	x := &extractor{ctx: ctx, root: root, step: step, links: links, limit: size*maxArchiveRatio + ratioSlack, max: maxArchiveEntries, report: report}
 	if step.MaxBytes > 0 {
 		x.limit = min(x.limit, step.MaxBytes)
 	}
@@ -83,11 +87,16 @@ func extract(ctx context.Context, file string, size int64, dir string, step *ven
 	}
 	switch {
 	case magic[0] == 0x1f && magic[1] == 0x8b:
-		return x.tarball(f)
+		err = x.tarball(f)
 	case string(magic[:]) == "PK\x03\x04":
-		return x.zip(f, size)
+		err = x.zip(f, size)
+	default:
+		err = badArchive("it is neither a .tar.gz nor a .zip file")
 	}
-	return badArchive("it is neither a .tar.gz nor a .zip file")
+	if err != nil {
+		return err
+	}
+	return x.makeLinks()
 }
 
 func (x *extractor) tarball(f io.Reader) error {
@@ -120,8 +129,13 @@ func (x *extractor) tarball(f io.Reader) error {
 			}
 			continue
 		case tar.TypeReg, tar.TypeDir:
+		case tar.TypeSymlink, tar.TypeLink:
+			if err := x.link(h.Name, h.Linkname, h.Typeflag == tar.TypeLink); err != nil {
+				return err
+			}
+			continue
 		default:
-			return badArchive("%q is neither a file nor a folder but of type %q", h.Name, h.Typeflag)
+			return badArchive("%q is neither a file nor a folder but %s", h.Name, special(h.FileInfo().Mode()))
 		}
 		if err := x.entry(h.Name, h.Size, h.Typeflag == tar.TypeDir, h.FileInfo().Mode(), tr); err != nil {
 			return err
@@ -158,8 +172,14 @@ func (x *extractor) zip(f *os.File, size int64) error {
 	}
 	for _, e := range zr.File {
 		mode := e.Mode()
+		if mode.Type() == fs.ModeSymlink {
+			if err := x.zipLink(e); err != nil {
+				return err
+			}
+			continue
+		}
 		if !mode.IsRegular() && !mode.IsDir() {
-			return badArchive("%q is neither a file nor a folder", e.Name)
+			return badArchive("%q is neither a file nor a folder but %s", e.Name, special(mode))
 		}
 		if e.UncompressedSize64 > 1<<62 {
 			return badArchive("%q has an impossible size", e.Name)
@@ -214,24 +234,33 @@ func unpackError(name string, err error) error {
 	return fmt.Errorf("unpack %s: %w", name, err)
 }
 
+// place returns where an entry belongs, "" for one that is left out.
+func (x *extractor) place(name string) (string, error) {
+	clean := strings.TrimPrefix(strings.TrimSuffix(name, "/"), "./")
+	if clean == "" || clean == "." {
+		return "", nil
+	}
+	if err := validPath(clean); err != nil {
+		return "", badArchive("%w", err)
+	}
+	rel, inside := strings.CutPrefix(clean, x.step.Prefix)
+	if !inside {
+		return "", nil
+	}
+	to := path.Join(x.step.Into, rel)
+	if strings.HasPrefix(path.Base(to), tmpPrefix) {
+		return "", badArchive("%q has a name that Apiary uses itself", name)
+	}
+	return to, nil
+}
+
 func (x *extractor) entry(name string, size int64, dir bool, mode fs.FileMode, r io.Reader) error {
 	if err := x.count(name, size); err != nil {
 		return err
 	}
-	clean := strings.TrimPrefix(strings.TrimSuffix(name, "/"), "./")
-	if clean == "" || clean == "." {
-		return nil
-	}
-	if err := validPath(clean); err != nil {
-		return badArchive("%w", err)
-	}
-	rel, inside := strings.CutPrefix(clean, x.step.Prefix)
-	if !inside || dir {
-		return nil // the folders of files are made with them
-	}
-	to := path.Join(x.step.Into, rel)
-	if strings.HasPrefix(path.Base(to), tmpPrefix) {
-		return badArchive("%q has a name that Apiary uses itself", name)
+	to, err := x.place(name)
+	if err != nil || to == "" || dir {
+		return err // the folders of files are made with them
 	}
 	if err := x.sameCase(to); err != nil {
 		return err

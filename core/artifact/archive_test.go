@@ -70,7 +70,19 @@ func unpack(t testing.TB, archive []byte, step vendor.ExtractStep) (string, erro
 		t.Fatal(err)
 	}
 	step.Into = "."
-	return dir, extract(t.Context(), file, int64(len(archive)), dir, &step, func(int64) {})
+	return dir, extract(t.Context(), file, int64(len(archive)), dir, &step, false, func(int64) {})
+}
+
+// unpackEngine is unpack for an archive of an engine.
+func unpackEngine(t testing.TB, archive []byte, step vendor.ExtractStep) (string, error) {
+	t.Helper()
+	file := write(t, filepath.Join(t.TempDir(), "a"), archive)
+	dir := filepath.Join(t.TempDir(), "out")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	step.Into = "."
+	return dir, extract(t.Context(), file, int64(len(archive)), dir, &step, true, func(int64) {})
 }
 
 func TestExtract(t *testing.T) {
@@ -181,6 +193,89 @@ func TestExtractRefuses(t *testing.T) {
 	}
 }
 
+// TestExtractLinks: the names that an engine's libraries have beside their own come out, and none leads out.
+func TestExtractLinks(t *testing.T) {
+	sym := func(name, to string) entry { return entry{name: name, typ: tar.TypeSymlink, link: to} }
+	hard := func(name, to string) entry { return entry{name: name, typ: tar.TypeLink, link: to} }
+	lib := entry{name: "./p/lib/libx.so.1.2", body: "ELF", mode: 0o755}
+	archive := tgz(t, sym("./p/libx.so", "lib/libx.so"), sym("./p/lib/libx.so", "libx.so.1"), sym("./p/lib/libx.so.1", "./libx.so.1.2"), lib, hard("./p/bin/x", "./p/lib/libx.so.1.2"),
+		sym("./p/bin/lib", "../lib"), sym("./elsewhere", "/etc"))
+	for name, a := range map[string][]byte{"tar": archive, "zip": zipLinks(t, map[string]string{"p/libx.so": "lib/libx.so.1.2", "p/bin/lib": "../lib", "p/lib/libx.so": "libx.so.1.2", "p/bin/x": "../lib/libx.so.1.2"}, "p/lib/libx.so.1.2")} {
+		dir, err := unpackEngine(t, a, vendor.ExtractStep{Prefix: "p/"})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for _, file := range []string{"libx.so", "lib/libx.so", "bin/x", "bin/lib/libx.so.1.2"} {
+			if got, err := os.ReadFile(filepath.Join(dir, file)); err != nil || string(got) != "ELF" {
+				t.Errorf("%s, %s: %q, %v", name, file, got, err)
+			}
+		}
+	}
+	many := []entry{lib}
+	for i := range maxLinks + 1 {
+		many = append(many, sym(fmt.Sprintf("l%d", i), "p/lib/libx.so.1.2"))
+	}
+	for name, a := range map[string][]byte{
+		"absolute":          tgz(t, sym("a", "/etc/passwd")),
+		"up":                tgz(t, sym("a/b", "../../c")),
+		"up by a hard link": tgz(t, hard("a", "../../etc/passwd")),
+		"absolute, hard":    tgz(t, hard("a", "/etc/passwd")),
+		"nowhere":           tgz(t, sym("a", "b")),
+		"nowhere, hard":     tgz(t, hard("a", "b")),
+		"in a circle":       tgz(t, sym("a", "b"), sym("b", "a")),
+		"to itself":         tgz(t, sym("a", "a")),
+		"to the top":        tgz(t, sym("a", ".")),
+		"through a link":    tgz(t, lib, sym("d", "p"), entry{name: "d/a", body: "x"}),
+		"link in a link":    tgz(t, lib, sym("d", "p/lib"), sym("d/e", "libx.so.1.2")),
+		"up by links":       tgz(t, lib, sym("a/b/c/d", "../../../p"), sym("m", "a/b/c/d/../../../../x")),
+		"hard to a link":    tgz(t, lib, sym("a", "p/lib/libx.so.1.2"), hard("b", "a")),
+		"twice":             tgz(t, lib, sym("a", "p"), sym("a", "p")),
+		"over a file":       tgz(t, lib, sym("p/lib/libx.so.1.2", "libx.so.1.2")),
+		"case":              tgz(t, lib, sym("A", "p"), sym("a", "p")),
+		"too many":          tgz(t, many...),
+		"long target":       tgz(t, lib, sym("a", strings.Repeat("./", 600)+"p")),
+		"zip, absolute":     zipLinks(t, map[string]string{"a": "/etc/passwd"}, "f"),
+		"zip, up":           zipLinks(t, map[string]string{"a": "../f"}, "f"),
+	} {
+		dir, err := unpackEngine(t, a, vendor.ExtractStep{})
+		if fault.As(err).Code != "bad_archive" || strings.Contains(err.Error(), "type '") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := os.Lstat(filepath.Join(dir, "..", "c")); err == nil {
+			t.Errorf("%s: a file outside", name)
+		}
+	}
+	if _, err := unpackEngine(t, tgz(t, lib, sym("x", "p")), vendor.ExtractStep{MaxEntries: 1}); fault.As(err).Code != "bad_archive" {
+		t.Errorf("links are not counted: %v", err)
+	}
+}
+
+// zipLinks makes a .zip file of a file that holds "ELF", and links.
+func zipLinks(t testing.TB, links map[string]string, file string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := zip.NewWriter(&b)
+	add := func(name, body string, mode fs.FileMode) {
+		h := &zip.FileHeader{Name: name}
+		h.SetMode(mode)
+		f, err := w.CreateHeader(h)
+		if err == nil {
+			_, err = f.Write([]byte(body))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, to := range links {
+		add(name, to, 0o777|fs.ModeSymlink)
+	}
+	add(file, "ELF", 0o755)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
 func TestExtractZip(t *testing.T) {
 	dir, err := unpack(t, zipOf(t, 3, "p/f%d", "body"), vendor.ExtractStep{Prefix: "p/"})
 	if err != nil {
@@ -195,7 +290,7 @@ func TestExtractCancelled(t *testing.T) {
 	file := write(t, filepath.Join(t.TempDir(), "a"), tgz(t, entry{name: "a", body: "x"}))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := extract(ctx, file, 1<<20, t.TempDir(), &vendor.ExtractStep{Into: "."}, func(int64) {}); fault.KindOf(err) != fault.Interrupted {
+	if err := extract(ctx, file, 1<<20, t.TempDir(), &vendor.ExtractStep{Into: "."}, false, func(int64) {}); fault.KindOf(err) != fault.Interrupted {
 		t.Errorf("got %v", err)
 	}
 }

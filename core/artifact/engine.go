@@ -332,7 +332,7 @@ func (s *Store) step(ctx context.Context, dir string, st vendor.Step, got map[st
 			return err
 		}
 		m := newMeter(report, "extract", "unpacking", 0)
-		if err := extract(ctx, g.path, g.size, dir, st.Extract, func(n int64) { s.at("engine grows"); m.set(n) }); err != nil {
+		if err := extract(ctx, g.path, g.size, dir, st.Extract, true, func(n int64) { s.at("engine grows"); m.set(n) }); err != nil {
 			return s.noSpace(err, "unpacking the engine", most)
 		}
 		return nil

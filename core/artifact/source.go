@@ -156,7 +156,7 @@ func (s *Sources) unpack(ctx context.Context, src pluginhost.Source, archive, di
 		return "", fmt.Errorf("unpack the plugin: %w", err)
 	}
 	step := &vendor.ExtractStep{Into: ".", MaxBytes: s.most, MaxEntries: sourceEntries}
-	return to, extract(ctx, archive, st.Size(), to, step, func(int64) {})
+	return to, extract(ctx, archive, st.Size(), to, step, false, func(int64) {})
 }
 
 // clone checks out one commit of a repository, without its history.

@@ -72,7 +72,8 @@ type Step struct {
 	Expect  *ExpectStep  `json:"expect,omitempty"`
 }
 
-// ExtractStep unpacks a fetched archive (.tgz, .tar.gz, .zip, .whl) below Into, taking the members below Prefix.
+// ExtractStep unpacks a fetched archive (.tgz, .tar.gz, .zip, .whl) below Into, taking the members below Prefix: files, folders, and links
+// to what is unpacked as well.
 type ExtractStep struct {
 	File       string `json:"file,omitempty"`            // File.Path of the archive
 	Prefix     string `json:"prefix,omitempty"`          // "package/bins/linux-x64/": stripped from the names; members outside it are left out
