@@ -64,6 +64,7 @@ type Wanted struct {
 	Canonical string `json:"canonical,omitempty"`
 	Format    string `json:"format,omitempty"`
 	Files     int    `json:"files,omitempty"`
+	Digests   bool   `json:"digests,omitempty"` // each file must have one, of its own or of the archive that it is in
 }
 
 // Refused is a reference that must not be.

@@ -217,6 +217,11 @@ func checkWanted(ctx context.Context, s *suite) error {
 		case want.Files > 0 && len(got.files) != want.Files:
 			return fmt.Errorf("it has %d files, and should have %d", len(got.files), want.Files)
 		}
+		for _, f := range got.files {
+			if want.Digests && f.Digests == (vendor.Digests{}) && f.Member == nil {
+				return fmt.Errorf("%q has no digest, and the case wants one; nothing says what its bytes should be", f.Path)
+			}
+		}
 		return nil
 	})
 }

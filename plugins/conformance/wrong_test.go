@@ -149,6 +149,7 @@ func TestWrongPluginsFail(t *testing.T) {
 			return nil, nil
 		})},
 		{check: "references: those that must be answered", cases: func(c *Cases) { c.Resolve[0].Files = 2 }},
+		{check: "references: those that must be answered", plugin: change(func(m *vendor.Manifest) { m.Files[0].Digests = vendor.Digests{} }), cases: func(c *Cases) { c.Resolve[0].Digests = true }},
 		{check: "answers: paths", plugin: change(func(m *vendor.Manifest) { m.Files[0].Path = "../x.gguf" })},
 		{check: "answers: paths", plugin: change(func(m *vendor.Manifest) { m.Files[0].Digests.SHA256 = "ABC" })},
 		{check: "answers: paths", plugin: change(func(m *vendor.Manifest) { m.Files[0].Sources[0].URL = "https://elsewhere.example.org/x" })},
