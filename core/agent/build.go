@@ -67,7 +67,16 @@ func build(o Options, n node, at addresses) (*assembly, error) {
 		},
 	}
 	a.workers.Store(&cfg.Workers)
-	a.reloader = &reloader{load: o.Load, log: o.Log, started: cfg, current: cfg, take: func(next *config.Config, changed func(string) bool) { a.take(o, next, changed) }}
+	a.reloader = &reloader{load: func() (*config.Config, error) {
+		next, err := o.Load()
+		if err == nil {
+			err = pluginhost.CheckConfig(next)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return next, nil
+	}, log: o.Log, started: cfg, current: cfg, take: func(next *config.Config, changed func(string) bool) { a.take(o, next, changed) }}
 	if o.Load == nil {
 		a.reloader.load = func() (*config.Config, error) { return cfg, nil }
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/apiary-dev/apiary/core/httpd"
 	"github.com/apiary-dev/apiary/core/process"
 	"github.com/apiary-dev/apiary/core/secret"
+	"github.com/apiary-dev/apiary/plugins/host"
 	"github.com/apiary-dev/apiary/vendors/huggingface"
 	"github.com/apiary-dev/apiary/vendors/ollama"
 )
@@ -192,6 +193,9 @@ func (a *app) configCommand() *cobra.Command {
 				a.configPath = args[0]
 			}
 			cfg, err := a.loadConfig()
+			if err == nil {
+				err = host.CheckConfig(cfg)
+			}
 			if diags, ok := errors.AsType[config.Diagnostics](err); ok && a.json {
 				if err := a.printJSON(map[string]any{"valid": false, "diagnostics": diags}); err != nil {
 					return err

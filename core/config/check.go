@@ -103,7 +103,9 @@ func (d *decoder) checkElement(c *Config, g *group, b *hclsyntax.Block, bound *b
 	case "deployment":
 		names.later = append(names.later, d.checkDeployment(c, bound, place, lack, empty))
 	case "plugin":
-		d.checkPlugin(&c.Plugins[len(c.Plugins)-1], place, !d.broken && !d.refused(bound, "source"))
+		p := &c.Plugins[len(c.Plugins)-1]
+		p.at = blockPlace{b, d.src, d.name}
+		d.checkPlugin(p, place, !d.broken && !d.refused(bound, "source"))
 	case credentialBlock:
 		k := &c.Credentials[len(c.Credentials)-1]
 		if _, written := b.Body.Attributes["value"]; !written && !d.broken {

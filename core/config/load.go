@@ -57,11 +57,7 @@ func Load(o Options) (*Config, error) {
 	}
 	c, diags := parse(src, name, path, o.Env)
 	if len(diags) > 0 {
-		count := "a mistake"
-		if len(diags) > 1 {
-			count = fmt.Sprintf("%d mistakes", len(diags))
-		}
-		return nil, fault.New(fault.Invalid, "config_invalid", "The configuration %s has %s; correct it and try again.\n\n%w", name, count, diags)
+		return nil, mistakes(name, diags)
 	}
 	if c.Home, err = home(o.Env, c); err != nil {
 		return nil, err
@@ -85,6 +81,22 @@ func Load(o Options) (*Config, error) {
 		c.Agent.Name = hostName()
 	}
 	return c, nil
+}
+
+// Mistakes is the error of Load for mistakes that were found in c after it was loaded; nil for none.
+func (c *Config) Mistakes(diags Diagnostics) error {
+	if len(diags) == 0 {
+		return nil
+	}
+	return mistakes(cmp.Or(c.Path, embeddedName), diags)
+}
+
+func mistakes(name string, diags Diagnostics) error {
+	count := "a mistake"
+	if len(diags) > 1 {
+		count = fmt.Sprintf("%d mistakes", len(diags))
+	}
+	return fault.New(fault.Invalid, "config_invalid", "The configuration %s has %s; correct it and try again.\n\n%w", name, count, diags)
 }
 
 // move makes the queen listen at addr. The usual port of the hive is then another agent's, so unless the file sets hive.listen the

@@ -42,7 +42,14 @@ type Plugin struct {
 	Grants    Grants
 
 	config later
-	at     hcl.Range // of its source, for what is missing where there is no block config
+	at     blockPlace
+}
+
+// blockPlace is where a block stands.
+type blockPlace struct {
+	block *hclsyntax.Block // nil: in no file
+	src   []byte           // of the file
+	file  string           // as diagnostics call it
 }
 
 // Configured reports whether there is a block config.
@@ -172,8 +179,10 @@ func (p *Plugin) Values(s vendor.Schema) (json.RawMessage, error) {
 	l := p.config
 	body := l.body
 	if body == nil {
-		body = &hclsyntax.Body{SrcRange: p.at}
-		l.name = p.at.Filename
+		body = &hclsyntax.Body{}
+		if at := p.at; at.block != nil { // what is missing is missing there
+			body.SrcRange, l.src, l.name = at.block.TypeRange, at.src, at.file
+		}
 	}
 	d := &decoder{eval: l.eval, src: l.src, name: l.name, root: root.block, at: map[any]hcl.Range{}, failed: map[any]bool{}}
 	d.settings(body, root)
@@ -184,6 +193,22 @@ func (p *Plugin) Values(s vendor.Schema) (json.RawMessage, error) {
 		return nil, diags
 	}
 	return json.Marshal(root.values())
+}
+
+// Mistake returns a mistake of the block as a Diagnostic, with the place of an option; that of the block, where it has no such option.
+func (p *Plugin) Mistake(option, summary, detail string) Diagnostic {
+	d := &decoder{}
+	if p.at.block == nil {
+		return Diagnostic{Summary: summary, Detail: detail}
+	}
+	at := p.at.block.TypeRange
+	if a, ok := p.at.block.Body.Attributes[option]; ok {
+		at = a.Expr.Range()
+	}
+	d.add(summary, at, "%s", detail)
+	m := fromHCL(d.diags, p.at.src, p.at.file, nil)[0]
+	m.Block = fmt.Sprintf("plugin %q", p.Name)
+	return m
 }
 
 // PluginWith is a plugin whose block config holds body, for the tests of its settings. What is wrong in body comes as Diagnostics.
@@ -389,9 +414,6 @@ func (s *settings) values() map[string]any {
 
 // checkPlugin checks what concerns a plugin as a whole. understood says that a source that is there was read.
 func (d *decoder) checkPlugin(p *Plugin, place func(string) hcl.Range, understood bool) {
-	if p.at = place("source"); p.config.body == nil {
-		p.config.src = d.src // for what is missing
-	}
 	if p.Source == "" && understood {
 		d.add("Missing option", place("source"), "A plugin needs a source, for example source = \"./%s.wasm\"", p.Name)
 	}

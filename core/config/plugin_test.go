@@ -8,8 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/hashicorp/hcl/v2"
-
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
@@ -81,10 +79,7 @@ func TestPlugin(t *testing.T) {
 		`"de":{"url":"https://de.example.org","weight":2}},"region":"eu","retries":3,"rule":[{"name":"one"},{"name":"two"}]}` {
 		t.Errorf("%s, %v", got, err)
 	}
-	if p.at.Start.Line != 3 {
-		t.Errorf("%+v", p.at)
-	}
-	p.config, p.at = later{}, hcl.Range{} // not options
+	p.config, p.at = later{}, blockPlace{}
 	want := Plugin{Name: "gitea", Source: "./gitea.wasm", Kind: "vendor", Version: "1.2.0", Enabled: true, Grants: Grants{
 		HTTP: []string{"git.example.org", "10.0.0.5:3000"}, Private: []string{"10.0.0.5:3000"}, Credentials: []string{"gitea"}, Memory: 32 * contract.MiB,
 	}}
