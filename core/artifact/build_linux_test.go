@@ -96,6 +96,9 @@ func TestBuild(t *testing.T) {
 	)
 	b.launch = &vendor.LaunchSpec{Path: "tiny", Args: []string{"--port", "{port}"}, Protocol: vendor.ProtocolOpenAI, ReadyPath: "/health"}
 	var log reports
+	if !s.IsServer(t.Context(), "build:tiny") || s.IsServer(t.Context(), "nobody:tiny") {
+		t.Error("which engines are servers is known before they are installed")
+	}
 	e, err := s.InstallEngine(t.Context(), "build:tiny", nil, log.add)
 	if err != nil {
 		t.Fatal(err)

@@ -189,7 +189,8 @@ func checkPlan(plan *vendor.Plan, by vendor.Info) error {
 	if len(plan.Steps) > maxSteps {
 		return bad("it has %d steps", len(plan.Steps))
 	}
-	if (plan.InPlace == "") != (len(plan.Files) > 0) || len(plan.Files) > 16 || plan.InPlace != "" && !filepath.IsAbs(plan.InPlace) {
+	built := slices.ContainsFunc(plan.Steps, func(st vendor.Step) bool { return st.Run != nil }) // perhaps out of nothing that is fetched
+	if plan.InPlace == "" && len(plan.Files) == 0 && !built || plan.InPlace != "" && len(plan.Files) > 0 || len(plan.Files) > 16 || plan.InPlace != "" && !filepath.IsAbs(plan.InPlace) {
 		return bad("it has %d files", len(plan.Files))
 	}
 	for _, f := range plan.Files {

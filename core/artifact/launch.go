@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,8 +42,22 @@ func (s *Store) selfTest(ctx context.Context, e *engineEntry, prov vendor.Provis
 	if err != nil {
 		return fault.New(fault.Unavailable, codeSelfTest, "The engine %s does not work on this machine, so it was not installed: %w", e.ID, err)
 	}
-	e.Build, e.Devices = r.Build, r.Devices
+	e.Build, e.Devices, e.Server = r.Build, r.Devices, spec != nil
 	return nil
+}
+
+// IsServer reports whether the engine that ref names is a program that serves by itself, as far as that can be known without fetching
+// anything: of one that is installed, and of one whose provisioner says how it is started.
+func (s *Store) IsServer(ctx context.Context, ref string) bool {
+	if e, err := s.Engine(ref); err == nil && e.Server {
+		return true
+	}
+	i := slices.IndexFunc(s.opts.Provisioners, func(p vendor.Provisioner) bool { return p.Supports(ref) })
+	if i < 0 {
+		return false
+	}
+	spec, err := program(ctx, s.opts.Provisioners[i], &vendor.Plan{Reference: ref}, s.path("engines"))
+	return err == nil && spec != nil // what is wrong is told by who needs the engine
 }
 
 // program asks the provisioner how the engine of a plan in dir is started; nil where it is no program.

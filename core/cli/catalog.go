@@ -123,14 +123,19 @@ func (a *app) modelSearch(hive *string) *cobra.Command {
 
 func (a *app) engineCommand() *cobra.Command {
 	var hive string
+	var yes bool
 	install := &cobra.Command{Use: "install [REFERENCE]", Short: "Install an engine (default: the one of the configuration)", Args: argCount(0, 1, "[REFERENCE]"),
 		RunE: interruptible(func(ctx context.Context, args []string) error {
 			ref, err := a.engineReference(args)
 			if err != nil {
 				return err
 			}
+			if err := a.agreeToRecipe(ctx, ref, hive, yes); err != nil {
+				return err
+			}
 			return fetch(ctx, a, contract.ArtifactRef{Operation: contract.OpWorkerInstall, Reference: ref, HiveID: hive}, "engine ", engineID, engineLine)
 		})}
+	install.Flags().BoolVarP(&yes, "yes", "y", false, "run the programs of a recipe without a question")
 	list := &cobra.Command{Use: "list", Short: "List the installed engines", Args: argCount(0, 0, ""),
 		RunE: interruptible(func(ctx context.Context, _ []string) error {
 			return ask(ctx, a, contract.ArtifactRef{Operation: contract.OpWorkerInstalledList, HiveID: hive}, func(engines []contract.Engine) error {
@@ -177,8 +182,12 @@ func modelID(m contract.Model) string   { return m.ID }
 func engineID(e contract.Engine) string { return e.ID }
 
 func engineLine(s *story, e contract.Engine, present bool) string {
+	note := ""
+	if e.Server {
+		note = " · a server program, which no worker of this version runs yet"
+	}
 	if present {
-		return fmt.Sprintf("%s %s for %s is installed already", e.Name, versionOf(e), e.Platform)
+		return fmt.Sprintf("%s %s for %s is installed already%s", e.Name, versionOf(e), e.Platform, note)
 	}
 	line := fmt.Sprintf("installed %s %s for %s ", e.Name, versionOf(e), e.Platform)
 	if drawn := s.bar(1, 1); drawn != "" {
@@ -186,7 +195,7 @@ func engineLine(s *story, e contract.Engine, present bool) string {
 	} else {
 		line += "· "
 	}
-	return line + fmt.Sprintf("%s · verified · self-test ok", e.SizeBytes)
+	return line + fmt.Sprintf("%s · verified · self-test ok", e.SizeBytes) + note
 }
 
 // versionOf is what people know an engine's version by: that of the package, with the engine's own as its self-test named it

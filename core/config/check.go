@@ -99,7 +99,13 @@ func (d *decoder) checkElement(c *Config, g *group, b *hclsyntax.Block, bound *b
 			}
 			w.Source = ""
 		}
+		if scheme, _, _ := strings.Cut(w.Source, ":"); w.Adapter == AdapterNative && (scheme == "pypi" || scheme == "github") {
+			d.add("Wrong value", place("source"), "Engines of %s: are server programs, and a native worker runs llama.cpp's libraries; give it an engine of npm: or path:, for example source = %q", scheme, defaultEngine)
+		}
 		w.Source = absoluteReference(w.Source, c.Path)
+		if file, ok := strings.CutPrefix(w.Source, "recipe:"); ok && w.Adapter == AdapterNative && isServerRecipe(file) {
+			d.add("Wrong value", place("source"), "This recipe makes a server program, and a native worker runs llama.cpp's libraries; give it an engine of npm: or path:, or a recipe without a block launch")
+		}
 	case "deployment":
 		names.later = append(names.later, d.checkDeployment(c, bound, place, lack, empty))
 	case "plugin":

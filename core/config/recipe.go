@@ -73,6 +73,16 @@ func ReadRecipe(path string) ([]byte, error) {
 	return json.Marshal(r)
 }
 
+// isServerRecipe reports whether a file is a recipe of an engine that is a program of its own.
+func isServerRecipe(path string) bool {
+	src, err := read(path)
+	if err != nil {
+		return false // which is told when the recipe is needed
+	}
+	r, diags := parseRecipe(src, filepath.Base(path))
+	return len(diags) == 0 && r.Launch != nil
+}
+
 func parseRecipe(src []byte, name string) (*recipe, Diagnostics) {
 	file, diags := hclsyntax.ParseConfig(src, name, hcl.InitialPos)
 	if diags.HasErrors() {

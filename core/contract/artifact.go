@@ -54,6 +54,7 @@ type Engine struct {
 	SHA256     string    `json:"sha256"`           // of the archive, or of the listing for path:
 	SHA512     string    `json:"sha512,omitempty"` // npm's integrity, hex
 	Devices    []Device  `json:"devices"`          // as the engine lists them
+	Server     bool      `json:"server,omitempty"` // it is a program that serves by itself, and not libraries; no adapter starts one yet
 	AddedAt    time.Time `json:"added_at"`
 }
 

@@ -38,6 +38,7 @@ type Artifacts interface {
 	InstallEngine(ctx context.Context, ref string, devices []contract.Device, report func(action, message string, p *contract.Progress)) (contract.Engine, error)
 	Engines() ([]contract.Engine, error)
 	Engine(ref string) (contract.Engine, error)
+	IsServer(ctx context.Context, ref string) bool
 	RemoveEngine(ref string) error
 	EngineDir(e contract.Engine) string
 }

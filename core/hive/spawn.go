@@ -61,6 +61,10 @@ func (h *Hive) spawn(ctx context.Context, n *job.Narrator, spec contract.WorkerS
 	if err := device.CheckThreads(h.opts.Name, system, spec.Threads); err != nil {
 		return none, err
 	}
+	if spec.Worker.Source != "" && h.opts.Artifacts.IsServer(ctx, spec.Worker.Source) { // before anything is fetched
+		return none, fault.New(fault.Invalid, "engine_is_server", "The engine %s of the worker %q is a server program, and workers of the adapter %q run llama.cpp's libraries; give the worker an engine of npm: or path:.",
+			cut(spec.Worker.Source, 200), spec.Worker.Name, spec.Worker.Adapter)
+	}
 	modelPath, err := h.modelPath(ctx, n, spec)
 	if err != nil {
 		return none, err

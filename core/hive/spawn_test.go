@@ -420,3 +420,16 @@ func TestModelAndAdapterMustFit(t *testing.T) {
 		t.Error("a model was fetched for a worker that cannot serve it")
 	}
 }
+
+func TestEngineThatIsAServer(t *testing.T) {
+	t.Parallel()
+	a := serve(t)
+	spec := echoSpawn("w-1")
+	spec.Worker.Source = "server:x"
+	if _, err := do[contract.WorkerSpawned](a, spec, ""); fault.KindOf(err) != fault.Invalid || err.Code != "engine_is_server" {
+		t.Errorf("a server program as the engine of a worker: %v", err)
+	}
+	if e, _ := a.hive.opts.Artifacts.Engines(); len(e) != 0 {
+		t.Error("an engine was installed for a worker that cannot run it")
+	}
+}

@@ -97,6 +97,10 @@ func (s *store) Engines() ([]contract.Engine, error) {
 	return slices.Collect(maps.Values(s.engines)), nil
 }
 
+func (s *store) IsServer(_ context.Context, ref string) bool {
+	return strings.HasPrefix(ref, "server:")
+}
+
 func (s *store) Engine(ref string) (contract.Engine, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -130,10 +130,23 @@ func (p *Provisioner) Plan(_ context.Context, req vendor.PlanRequest) (*vendor.P
 			Path: f.Path, Role: vendor.RoleArchive, Size: -1, Digests: vendor.Digests{SHA256: sha}, Sources: []vendor.Source{{URL: u.String(), Ranges: true}},
 		})
 	}
-	if len(plan.Files) == 0 {
+	if len(plan.Files) == 0 && len(r.Files) > 0 {
 		return nil, &vendor.Error{Kind: vendor.KindNotFound, Code: "no_build", Message: "The recipe " + ref + " has no file for " + plan.Platform + "; add a block file for it."}
 	}
+	if len(plan.Files) == 0 && !runs(r.Steps) {
+		return nil, fail("recipe_invalid", "The recipe "+ref+" makes nothing: it has neither a block file nor a block run; add what the engine is made of.")
+	}
 	return plan, nil
+}
+
+// runs reports whether a program is among steps: what it makes needs nothing that is fetched.
+func runs(steps []vendor.Step) bool {
+	for _, st := range steps {
+		if st.Run != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // Launch implements vendor.Launcher. It reads the recipe again, which must be the one by which the engine was built.
