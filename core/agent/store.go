@@ -47,7 +47,7 @@ func openStore(o Options, native *nativeExecutable) (*artifact.Store, *pluginhos
 	}
 	r.index = pip.New(cfg.Vendor(config.VendorPyPI).Registry, pip.SystemEnvironment())
 	inside := builtin.New()
-	built := map[string]vendor.Vendor{"builtin": inside, "local": local.New(), config.VendorHub: huggingface.New(), config.VendorOllama: ollama.New(), "url": webaddress.New()}
+	built := map[string]vendor.Vendor{"builtin": inside, "local": local.New(), config.VendorHub: huggingface.New(), config.VendorOllama: ollama.New(), config.VendorURL: webaddress.New()}
 	models := pypi.New()
 	built[config.VendorPyPI] = &late{Vendor: models, settled: settled{plugin: models, host: host(config.VendorPyPI), find: func(ctx context.Context) (any, error) {
 		registry, err := r.index.URL(ctx)
@@ -65,7 +65,7 @@ func openStore(o Options, native *nativeExecutable) (*artifact.Store, *pluginhos
 		vendors = append(vendors, plugin)
 	}
 	plugins, err := pluginhost.OpenSet(pluginhost.SetOptions{
-		Home: cfg.Home, Plugins: cfg.Plugins, Executable: o.Executable, ExecChild: []string{o.Executable, "exec-child"}, Credentials: r.configured, Log: log,
+		Home: cfg.Home, Plugins: cfg.Plugins, On: func(vendor string) bool { return cfg.Vendor(vendor).Enabled }, Executable: o.Executable, ExecChild: []string{o.Executable, "exec-child"}, Credentials: r.configured, Log: log,
 	})
 	if err != nil {
 		return nil, nil, err

@@ -164,6 +164,9 @@ func (a *app) diagnose(ctx context.Context, w *pluginWork, p config.Plugin) *dia
 	if err == nil {
 		err = host.CheckManifest(m)
 	}
+	if err == nil {
+		err = host.CheckSchemes(m.Info, func(vendor string) bool { return w.cfg.Vendor(vendor).Enabled })
+	}
 	if err != nil {
 		d.wrong("manifest", "%v", err)
 		return d

@@ -264,6 +264,9 @@ func (w *pluginWork) sameAbout(now *pluginWork, name string) bool {
 
 // schemesFree refuses a plugin that answers for what another one answers for.
 func (w *pluginWork) schemesFree(name string, c *host.Candidate) error {
+	if err := host.CheckSchemes(c.Manifest.Info, func(vendor string) bool { return w.cfg.Vendor(vendor).Enabled }); err != nil {
+		return err
+	}
 	for _, p := range w.lock.Plugins {
 		k, ok := host.For(&p, herePlatform())
 		if p.Name == name || !ok {

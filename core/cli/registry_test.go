@@ -20,13 +20,13 @@ import (
 )
 
 // registryCommands are the commands of scripts about registries: `ollama` starts a registry as Ollama's is, with a model, and sets
-// OLLAMA (host:port); `packages` starts a Python package registry, which wants a password, and sets
+// OLLAMA (host:port), one that wants tokens, unless it is `ollama open`; `packages` starts a Python package registry, which wants a password, and sets
 // PACKAGES (a URL with it) and PACKAGES_HOST.
 func registryCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){"ollama": scriptOllama, "packages": scriptPackages}
 }
 
-func scriptOllama(ts *testscript.TestScript, _ bool, _ []string) {
+func scriptOllama(ts *testscript.TestScript, _ bool, args []string) {
 	model, err := os.ReadFile(ts.Getenv("MODEL"))
 	ts.Check(err)
 	r := ociregistry.New()
@@ -34,7 +34,9 @@ func scriptOllama(ts *testscript.TestScript, _ bool, _ []string) {
 	_, err = r.Push("library/stories", "latest", ociregistry.Layer{Kind: "model", Body: model}, ociregistry.Layer{Kind: "template", Body: []byte("{{ .Prompt }}")},
 		ociregistry.Layer{Kind: "params", Body: []byte(`{"temperature":0}`)}, ociregistry.Layer{Kind: "license", Body: []byte("MIT")})
 	ts.Check(err)
-	r.Set(ociregistry.Faults{Token: "canary-of-registry"})
+	if len(args) == 0 {
+		r.Set(ociregistry.Faults{Token: "canary-of-registry"})
+	}
 	ts.Setenv("OLLAMA", strings.TrimPrefix(r.URL, "http://"))
 }
 

@@ -203,6 +203,7 @@ const (
 	VendorHub    = "huggingface" // of hf: references
 	VendorPyPI   = "pypi"
 	VendorOllama = "ollama"
+	VendorURL    = "url"
 )
 
 // Provisioners holds the blocks provisioner "NAME".

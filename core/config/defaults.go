@@ -63,7 +63,7 @@ func builtinWorkers() []Worker {
 
 // builtinVendors are the vendors of this build.
 func builtinVendors() []Vendor {
-	return []Vendor{{Name: "builtin", Enabled: true}, {Name: "local", Enabled: true}, {Name: VendorHub, Enabled: true}, {Name: VendorPyPI, Enabled: true}, {Name: VendorOllama, Enabled: true}, {Name: "url", Enabled: true}}
+	return []Vendor{{Name: "builtin", Enabled: true}, {Name: "local", Enabled: true}, {Name: VendorHub, Enabled: true}, {Name: VendorPyPI, Enabled: true}, {Name: VendorOllama, Enabled: true}, {Name: VendorURL, Enabled: true}}
 }
 
 // named returns the element of s that name is called, and whether there is one.

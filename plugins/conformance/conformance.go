@@ -23,7 +23,7 @@ type Subject struct {
 	// Open starts an instance, which has not been configured; Run closes it. What the plugin says goes to log.
 	Open     func(ctx context.Context, on vendor.Host, log *slog.Logger) (Instance, error)
 	Manifest *vendor.StaticManifest // what its file says without being run; nil: nothing
-	Own      bool                   // one of Apiary's own: it may answer for reserved schemes and name files of this machine
+	Own      bool                   // one of Apiary's own: it may name files of this machine
 	Calls    int                    // of the check of memory; 0: 1000
 
 	only string // the beginning of the one check that is run, besides those of what the plugin says about itself; "": all

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/config"
@@ -106,12 +105,6 @@ func checkSchemaStable(ctx context.Context, s *suite) error {
 
 func checkUsable(_ context.Context, s *suite) error {
 	m := vendor.StaticManifest{Contract: contractOf(s.info.Kind), Info: s.info, Schema: s.schema}
-	if s.Own {
-		m.Info.Schemes = slices.Clone(m.Info.Schemes)
-		for i, scheme := range m.Info.Schemes {
-			m.Info.Schemes[i] = scheme + "-own" // no reserved one
-		}
-	}
 	if err := host.CheckManifest(&m); err != nil {
 		return err
 	}

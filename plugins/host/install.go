@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"regexp"
-	"slices"
 
 	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/contract"
@@ -40,9 +39,28 @@ var (
 	schemePattern  = regexp.MustCompile(`^[a-z][a-z0-9+-]{0,31}$`)
 )
 
-// reserved are the schemes that no plugin may take.
-func reserved() []string {
-	return []string{"builtin", "echo", "file", "git", "github", "hf", "http", "https", "npm", "ollama", "path", "pypi", "recipe", "url"}
+// reserved are the schemes that are Apiary's own, each with the built-in vendor that a vendor plugin may answer for in its place where
+// the configuration has that switched off; "" where none may.
+func reserved() map[string]string {
+	return map[string]string{
+		"builtin": "", "echo": "", "file": "", "git": "", "github": "", "npm": "", "path": "", "recipe": "",
+		"hf": config.VendorHub, "ollama": config.VendorOllama, "pypi": config.VendorPyPI, "http": config.VendorURL, "https": config.VendorURL, "url": config.VendorURL,
+	}
+}
+
+// CheckSchemes says why a plugin may not answer for its schemes beside what is built in and on; on reports whether a built-in vendor is.
+func CheckSchemes(i vendor.Info, on func(vendor string) bool) error {
+	for _, scheme := range i.Schemes {
+		own, ok := reserved()[scheme]
+		switch {
+		case !ok, own != "" && i.Kind == vendor.KindVendor && !on(own):
+		case own != "" && i.Kind == vendor.KindVendor:
+			return fault.New(fault.Conflict, "scheme_taken", "The plugin %s answers for %q, as Apiary's own vendor does; write vendor %q { enabled = false } into the configuration to have the plugin answer instead.", i.Name, scheme, own)
+		default:
+			return fault.New(fault.Conflict, "scheme_taken", "The plugin %s answers for %q, which is Apiary's own; ask its author.", i.Name, scheme)
+		}
+	}
+	return nil
 }
 
 // CheckName says why a new plugin cannot have a name, which is also that of its scheme.
@@ -50,10 +68,15 @@ func CheckName(name string) error {
 	switch {
 	case !namePattern.MatchString(name) || !schemePattern.MatchString(name):
 		return fault.New(fault.Invalid, "bad_name", "%q is not a name for a plugin; a name begins with a lower-case letter and has at most 32 lower-case letters, digits and dashes, for example gitea.", short(name))
-	case slices.Contains(reserved(), name):
+	case isReserved(name):
 		return fault.New(fault.Invalid, "bad_name", "References that begin with %s: are Apiary's own; choose another name for the plugin.", name)
 	}
 	return nil
+}
+
+func isReserved(scheme string) bool {
+	_, ok := reserved()[scheme]
+	return ok
 }
 
 // Inspect says what the file at path is, without running it. Of a program it knows the platform only.
@@ -151,7 +174,7 @@ func WantedFile(p config.Plugin, digest string) error {
 	return fault.New(fault.Conflict, "plugin_sha256", "The configuration wants the plugin %s with the sha256 %s…, and %s gives %s…; change sha256 in its block if that is meant.", p.Name, p.SHA256[:12], p.Source, digest[:12])
 }
 
-// CheckManifest says why a plugin cannot be used as it describes itself.
+// CheckManifest says why a plugin cannot be used as it describes itself, wherever it is used.
 func CheckManifest(m *vendor.StaticManifest) error {
 	bad := func(format string, args ...any) error {
 		return fault.New(fault.Invalid, "bad_manifest", "The plugin cannot be used: %s; ask its author.", fmt.Sprintf(format, args...))
@@ -177,9 +200,6 @@ func CheckManifest(m *vendor.StaticManifest) error {
 	for _, scheme := range i.Schemes {
 		if !schemePattern.MatchString(scheme) {
 			return bad("%q is not a scheme", short(scheme))
-		}
-		if slices.Contains(reserved(), scheme) {
-			return bad("it answers for %q, which is Apiary's own", scheme)
 		}
 	}
 	if i.Requests.MemoryBytes < 0 {

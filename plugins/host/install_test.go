@@ -99,7 +99,6 @@ func TestCheckManifest(t *testing.T) {
 		"contract":    func(m *vendor.StaticManifest) { m.Contract = "vendor.v2" },
 		"no scheme":   func(m *vendor.StaticManifest) { m.Info.Schemes = nil },
 		"scheme":      func(m *vendor.StaticManifest) { m.Info.Schemes = []string{"A b"} },
-		"ours":        func(m *vendor.StaticManifest) { m.Info.Schemes = []string{"file"} },
 		"description": func(m *vendor.StaticManifest) { m.Info.Description = strings.Repeat("x", 501) },
 		"requests":    func(m *vendor.StaticManifest) { m.Info.Requests.Run = make([]string, 100) },
 		"all hosts":   func(m *vendor.StaticManifest) { m.Info.Requests.HTTP = []string{"*"} },
@@ -168,4 +167,25 @@ func TestFullDisk(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+}
+
+func TestCheckSchemes(t *testing.T) {
+	only := func(off string) func(string) bool { return func(vendor string) bool { return vendor != off } }
+	for _, c := range []struct {
+		kind, scheme, off, want string
+	}{
+		{vendor.KindVendor, "gitea", "", ""},
+		{vendor.KindVendor, "ollama", "", `vendor "ollama" { enabled = false }`},
+		{vendor.KindVendor, "ollama", "ollama", ""},
+		{vendor.KindVendor, "ollama", "pypi", `vendor "ollama"`},
+		{vendor.KindVendor, "https", "url", ""},
+		{vendor.KindVendor, "file", "local", "Apiary's own; ask"},
+		{vendor.KindVendor, "npm", "", "Apiary's own; ask"},
+		{vendor.KindProvisioner, "pypi", "pypi", "Apiary's own; ask"},
+	} {
+		err := CheckSchemes(vendor.Info{Name: "x", Kind: c.kind, Schemes: []string{c.scheme}}, only(c.off))
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s for %s without %q: %v", c.kind, c.scheme, c.off, err)
+		}
+	}
 }

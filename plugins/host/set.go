@@ -29,6 +29,7 @@ const CompileTime = time.Minute
 type SetOptions struct {
 	Home        string
 	Plugins     []config.Plugin
+	On          func(vendor string) bool // as in CheckSchemes; nil: all are
 	Executable  string   // this program, which becomes the process of a WASM plugin
 	ExecChild   []string // launcher of programs, as in process.Spec
 	Credentials func(name, host string) (secret.Secret, error)
@@ -103,6 +104,13 @@ func (s *Set) add(o SetOptions, shelf *Shelf, lock *config.Lock, p config.Plugin
 	if err := CheckManifest(m); err != nil {
 		return fmt.Errorf("plugin %s: %w", p.Name, err)
 	}
+	on := o.On
+	if on == nil {
+		on = func(string) bool { return true }
+	}
+	if err := CheckSchemes(m.Info, on); err != nil {
+		return err
+	}
 	values, err := p.Values(m.Schema)
 	if err != nil {
 		return err
@@ -135,11 +143,11 @@ func (s *Set) add(o SetOptions, shelf *Shelf, lock *config.Lock, p config.Plugin
 		taken[scheme] = p.Name
 		s.tools[scheme] = p.Grants.Run
 	}
-	on := &checked{running, p, services.Client()}
+	answers := &checked{running, p, services.Client()}
 	if m.Info.Kind == vendor.KindVendor {
-		s.Vendors = append(s.Vendors, Vendor(on, m.Info))
+		s.Vendors = append(s.Vendors, Vendor(answers, m.Info))
 	} else {
-		s.Provisioners = append(s.Provisioners, Provisioner(on, m.Info))
+		s.Provisioners = append(s.Provisioners, Provisioner(answers, m.Info))
 	}
 	return nil
 }

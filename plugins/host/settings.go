@@ -25,20 +25,21 @@ func CheckConfig(c *config.Config) error {
 	}
 	shelf := &Shelf{home: c.Home} // which need not be there
 	var all config.Diagnostics
+	on := func(vendor string) bool { return c.Vendor(vendor).Enabled }
 	taken := map[string]string{}
 	for _, p := range c.Plugins {
 		if p.Enabled {
-			all = append(all, checkBlock(shelf, lock, &p, taken)...)
+			all = append(all, checkBlock(shelf, lock, &p, on, taken)...)
 		}
 	}
 	return c.Mistakes(all)
 }
 
 // checkBlock returns what is wrong with one block. Taken are the schemes of those before it.
-func checkBlock(shelf *Shelf, lock *config.Lock, p *config.Plugin, taken map[string]string) config.Diagnostics {
+func checkBlock(shelf *Shelf, lock *config.Lock, p *config.Plugin, on func(vendor string) bool, taken map[string]string) config.Diagnostics {
 	digest, err := Pinned(*p, lock, runtime.GOOS+"_"+runtime.GOARCH)
 	if err != nil {
-		option := map[string]string{"plugin_version": "version", "plugin_kind": "kind", "plugin_changed": "source"}[fault.As(err).Code]
+		option := map[string]string{"plugin_version": "version", "plugin_kind": "kind", "plugin_changed": "source", "plugin_transport": "transport"}[fault.As(err).Code]
 		if option == "source" && p.SHA256 != "" {
 			if l, ok := lock.Find(p.Name); ok && l.Source == p.Source {
 				option = "sha256"
@@ -54,6 +55,9 @@ func checkBlock(shelf *Shelf, lock *config.Lock, p *config.Plugin, taken map[str
 	}
 	if err == nil {
 		err = CheckManifest(m)
+	}
+	if err == nil {
+		err = CheckSchemes(m.Info, on)
 	}
 	if err != nil {
 		return config.Diagnostics{p.Mistake("", "Plugin cannot be used", fault.As(err).Message)}
