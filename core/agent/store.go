@@ -88,7 +88,7 @@ func openStore(o Options, native *nativeExecutable) (*artifact.Store, *pluginhos
 	store, err := artifact.Open(artifact.Options{
 		Home: cfg.Home, Vendors: append(vendors, plugins.Vendors...), Provisioners: append(engines, plugins.Provisioners...),
 		Openers: map[string]vendor.Opener{builtin.Scheme: inside}, Credentials: r.credential,
-		Reserve: cfg.Hive.Reserve.Disk, SelfTest: native.selfTest, Tools: tools,
+		LeftOut: plugins.LeftOut, Reserve: cfg.Hive.Reserve.Disk, SelfTest: native.selfTest, Tools: tools,
 		Runner: tool.New([]string{o.Executable, "exec-child"}), HTTP: client, Log: log,
 	})
 	if err != nil {

@@ -33,6 +33,9 @@ func (s *Store) InstallEngine(ctx context.Context, ref string, devices []contrac
 	}
 	i := slices.IndexFunc(s.opts.Provisioners, func(p vendor.Provisioner) bool { return p.Supports(ref) })
 	if i < 0 || len(ref) > 4096 {
+		if err := s.leftOut(ref); err != nil {
+			return contract.Engine{}, err
+		}
 		var schemes []string
 		for _, p := range s.opts.Provisioners {
 			for _, scheme := range p.Info().Schemes {

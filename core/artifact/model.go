@@ -57,6 +57,9 @@ func (s *Store) pullModel(ctx context.Context, ref string, report Report) (contr
 	}
 	i := slices.IndexFunc(s.opts.Vendors, func(v vendor.Vendor) bool { return v.Supports(ref) })
 	if i < 0 {
+		if err := s.leftOut(ref); err != nil {
+			return contract.Model{}, err
+		}
 		return contract.Model{}, fault.New(fault.Invalid, "unknown_scheme", "No vendor knows references like %q; known are %s.", ref, s.schemes())
 	}
 	v := s.opts.Vendors[i]
@@ -123,6 +126,15 @@ func (s *Store) publishIfComplete(ctx context.Context, m *contract.Model) error 
 		}
 	}
 	return s.publishModel(*m)
+}
+
+// leftOut is the error for a reference that a plugin would answer for which cannot be used.
+func (s *Store) leftOut(ref string) error {
+	scheme, _, _ := strings.Cut(ref, ":")
+	if why := s.opts.LeftOut[scheme]; why != "" {
+		return fault.New(fault.Invalid, "plugin_left_out", "%s", why)
+	}
+	return nil
 }
 
 // schemes lists the schemes of all vendors.

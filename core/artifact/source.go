@@ -215,9 +215,11 @@ func (s *Sources) git(ctx context.Context, git, home string, args []string) erro
 	cmd := exec.CommandContext(ctx, git, append(all, args...)...)
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + home, "LC_ALL=C", "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=/dev/null", "GIT_TERMINAL_PROMPT=0", "GIT_ASKPASS=/bin/false", "SSH_ASKPASS=/bin/false",
 		"GIT_ALLOW_PROTOCOL=" + s.protocols, "GIT_ATTR_NOSYSTEM=1", "GIT_OPTIONAL_LOCKS=0"}
-	for _, name := range []string{"HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO"} {
-		if v, ok := os.LookupEnv(name); ok {
-			cmd.Env = append(cmd.Env, name+"="+v)
+	// The last of the same name counts. git does not know Go's names of certificates.
+	for _, as := range [][2]string{{"HTTPS_PROXY", "HTTPS_PROXY"}, {"https_proxy", "https_proxy"}, {"NO_PROXY", "NO_PROXY"}, {"no_proxy", "no_proxy"},
+		{"SSL_CERT_FILE", "GIT_SSL_CAINFO"}, {"SSL_CERT_DIR", "GIT_SSL_CAPATH"}, {"GIT_SSL_CAINFO", "GIT_SSL_CAINFO"}, {"GIT_SSL_CAPATH", "GIT_SSL_CAPATH"}} {
+		if v := os.Getenv(as[0]); v != "" {
+			cmd.Env = append(cmd.Env, as[1]+"="+v)
 		}
 	}
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}

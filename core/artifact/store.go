@@ -44,8 +44,10 @@ type Options struct {
 	// Runner runs them, and asks engines that are programs for their version. Nil: no plan may run anything, and such engines are
 	// not tested.
 	Runner *tool.Runner
-	HTTP   *http.Client // made by core/egress; nil: one without hosts that the configuration names
-	Log    *slog.Logger // nil: no log
+	// LeftOut says, by scheme, why references of it have nobody who answers for them: a plugin that cannot be used.
+	LeftOut map[string]string
+	HTTP    *http.Client // made by core/egress; nil: one without hosts that the configuration names
+	Log     *slog.Logger // nil: no log
 }
 
 // SelfTestReport is what a working engine says of itself.

@@ -131,6 +131,9 @@ func hold(c *cobra.Command) {
 		if len(args) == 0 {
 			return c.Help()
 		}
+		if args[0] == "help" { // as in `apiary help`
+			return helpOf(c, args[1:])
+		}
 		return unknownCommand(c, args[0])
 	}
 }
@@ -153,16 +156,21 @@ func unknownCommand(c *cobra.Command, name string) error {
 // helpCommand is cobra's, but for a name that is none, which is an error here.
 func helpCommand() *cobra.Command {
 	return &cobra.Command{Use: "help [COMMAND]", Short: "Show the help of a command", Args: cobra.ArbitraryArgs, RunE: func(c *cobra.Command, args []string) error {
-		of, rest, err := c.Root().Find(args)
-		if err != nil {
-			return err
-		}
-		if len(rest) > 0 {
-			return unknownCommand(of, rest[0])
-		}
-		of.InitDefaultHelpFlag()
-		return of.Help()
+		return helpOf(c.Root(), args)
 	}}
+}
+
+// helpOf shows the help of the command that args name below c.
+func helpOf(c *cobra.Command, args []string) error {
+	of, rest, err := c.Find(args)
+	if err != nil {
+		return err
+	}
+	if len(rest) > 0 {
+		return unknownCommand(of, rest[0])
+	}
+	of.InitDefaultHelpFlag()
+	return of.Help()
 }
 
 // flagError says what is wrong with an option, without the words of the parser of numbers.

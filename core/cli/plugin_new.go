@@ -21,6 +21,9 @@ func (a *app) pluginNew() *cobra.Command {
 				return err
 			}
 			o.Name = args[0]
+			if long, ok := map[string]string{"assemblyscript": "as", "golang": "go"}[o.Language]; ok {
+				o.Language = long
+			}
 			files, err := scaffold.New(a.sources, o)
 			if err != nil {
 				return err
@@ -31,7 +34,7 @@ func (a *app) pluginNew() *cobra.Command {
 			return a.tell("created %s/: %s\nNext: cd %s && apiary plugin build     (%s/README.md leads on)", o.Name, strings.Join(topFiles(files), ", "), o.Name, o.Name)
 		}}
 	c.Flags().StringVar(&o.Language, "lang", "go", fmt.Sprintf("`language`: one of %s", strings.Join(scaffold.Languages(), ", ")))
-	c.Flags().StringVar(&o.Kind, "kind", vendor.KindVendor, "`kind` of plugin: vendor, which resolves models, or provisioner, which resolves engines")
+	c.Flags().StringVar(&o.Kind, "kind", vendor.KindVendor, "`kind` of plugin: vendor, which resolves models, or provisioner, which resolves engines (in Go only)")
 	return c
 }
 

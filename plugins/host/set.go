@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/config"
@@ -30,8 +32,8 @@ type SetOptions struct {
 	Home        string
 	Plugins     []config.Plugin
 	On          func(vendor string) bool // as in CheckSchemes; nil: all are
-	Executable  string   // this program, which becomes the process of a WASM plugin
-	ExecChild   []string // launcher of programs, as in process.Spec
+	Executable  string                   // this program, which becomes the process of a WASM plugin
+	ExecChild   []string                 // launcher of programs, as in process.Spec
 	Credentials func(name, host string) (secret.Secret, error)
 	Log         *slog.Logger
 }
@@ -40,7 +42,8 @@ type SetOptions struct {
 type Set struct {
 	Vendors      []vendor.Vendor
 	Provisioners []vendor.Provisioner
-	Problems     []error // of plugins that cannot be used; each names the plugin and says what to do
+	Problems     []error           // of plugins that cannot be used; each names the plugin and says what to do
+	LeftOut      map[string]string // by scheme: one sentence about the plugin that would answer for it and cannot be used
 
 	running []*Supervisor
 	release func()              // the files on the shelf
@@ -58,7 +61,7 @@ func (s *Set) Tools(p vendor.Provisioner) []string {
 // OpenSet makes the plugins of a configuration usable. Of one that is not as it was installed, or whose settings are wrong, it says so in
 // Problems, and leaves it out.
 func OpenSet(o SetOptions) (*Set, error) {
-	s := &Set{tools: map[string][]string{}, release: func() {}}
+	s := &Set{LeftOut: map[string]string{}, tools: map[string][]string{}, release: func() {}}
 	if !slices.ContainsFunc(o.Plugins, func(p config.Plugin) bool { return p.Enabled }) {
 		return s, nil
 	}
@@ -84,9 +87,29 @@ func OpenSet(o SetOptions) (*Set, error) {
 		}
 		if err := s.add(o, shelf, lock, p, taken); err != nil {
 			s.Problems = append(s.Problems, err)
+			s.leaveOut(shelf, lock, p, err)
 		}
 	}
 	return s, nil
+}
+
+// leaveOut notes for which references a plugin is missing: those of the schemes that it had when it was installed, and of its name.
+func (s *Set) leaveOut(shelf *Shelf, lock *config.Lock, p config.Plugin, why error) {
+	schemes := []string{p.Name}
+	if l, ok := lock.Find(p.Name); ok {
+		if k, ok := For(l, runtime.GOOS+"_"+runtime.GOARCH); ok {
+			if m, err := shelf.Manifest(k.SHA256); err == nil {
+				schemes = append(schemes, m.Info.Schemes...)
+			}
+		}
+	}
+	reason := fault.As(why).Message
+	if diags, ok := errors.AsType[config.Diagnostics](why); ok && len(diags) > 0 {
+		reason = diags[0].Detail
+	}
+	for _, scheme := range schemes {
+		s.LeftOut[scheme] = fmt.Sprintf("The plugin %s, which answers for %q, is left out: %s See `apiary plugin doctor %s`.", p.Name, scheme, strings.TrimSuffix(reason, ".")+".", p.Name)
+	}
 }
 
 func (s *Set) add(o SetOptions, shelf *Shelf, lock *config.Lock, p config.Plugin, taken map[string]string) error {
