@@ -299,6 +299,7 @@ provisioner "github" {
 }
 
 # recipe:FILE is built here by the steps of a file; examples/recipes has one. No adapter starts engines that are servers yet.
+# What its programs print is in the narration of the job, and the end of it in its error: keep secrets out of a recipe.
 provisioner "recipe" {
   # Programs that recipes may run, with all that your user may do, but for the network where the system can withhold it. List of names,
   # looked for in /usr/local/bin, /usr/bin and /bin. Default: none.
