@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -130,7 +131,7 @@ func (a *assembly) buildHive(o Options, n node, m *metrics.Metrics) error {
 	first := func(verb []string, spec contract.WorkerSpawn) []string {
 		args := append(verb, "--orphan-ttl", cfg.Hive.OrphanTTL.String(), "--drain", cfg.Hive.Drain.String())
 		for _, w := range *a.workers.Load() {
-			if w.Name == spec.Worker.Name {
+			if w.Name == spec.Worker.Name && (len(spec.Args) < len(w.Args) || !slices.Equal(spec.Args[:len(w.Args)], w.Args)) { // those of a deployment have them
 				args = append(args, w.Args...)
 			}
 		}
@@ -180,8 +181,8 @@ func (a *assembly) buildQueen(o Options, n node, m *metrics.Metrics) error {
 	a.queen, err = queen.New(queen.Options{
 		NodeID: n.id, Name: cfg.Agent.Name, Version: o.Version, URL: a.queenURL, ClusterKey: n.cluster, Hives: hives,
 		Models: models(cfg), Workers: kinds(cfg), Defaults: spawnDefaults(cfg), Deployments: cfg.Shared(), Registry: registryParams(cfg), Interval: cfg.Queen.Heartbeat.Interval, ReadyAfter: cfg.Queen.Detection.ReadyAfter,
-		Drain: cfg.Hive.Drain, Ready: cfg.Hive.Spawn.Ready, ReadyGiB: cfg.Hive.Spawn.ReadyPerGiB, ReadyMax: cfg.Hive.Spawn.ReadyMax,
-		InFlight: func(id string) int { return gw.InFlight(id) }, Start: a.start, Members: a.members, ChangeKeys: a.changeKeys,
+		Home: cfg.Home, Reserve: cfg.Hive.Reserve.Memory, Drain: cfg.Hive.Drain, Ready: cfg.Hive.Spawn.Ready, ReadyGiB: cfg.Hive.Spawn.ReadyPerGiB, ReadyMax: cfg.Hive.Spawn.ReadyMax,
+		InFlight: func(id string) int { return gw.InFlight(id) }, Queued: func() map[string]int { return gw.Queued() }, Start: a.start, Company: company(o), Members: a.members, ChangeKeys: a.changeKeys,
 		Dial: a.network.dial, Metrics: m, Log: log,
 	})
 	if err != nil {
@@ -337,4 +338,10 @@ func DumpRoutes(w io.Writer, o Options) error {
 		}
 	}
 	return t.Flush()
+}
+
+// company reports whether there are other agents that this one will hear of: it is told to join some, or remembers them.
+func company(o Options) bool {
+	_, err := os.Stat(filepath.Join(o.Config.Home, "state", peersFile))
+	return err == nil || len(o.Config.Gossip.Join)+len(o.Join) > 0
 }

@@ -15,6 +15,8 @@ import (
 	"github.com/apiary-dev/apiary/core/gossip"
 )
 
+const peersFile = "members.json" // in the state folder
+
 // buildGossip makes the membership, which the roles of a built agent meet through.
 func (a *assembly) buildGossip(o Options, n node, l *listeners) error {
 	cfg := o.Config
@@ -36,7 +38,7 @@ func (a *assembly) buildGossip(o Options, n node, l *listeners) error {
 	g := gossip.Options{
 		Self:     gossip.Self{NodeID: n.id, Start: a.start, Name: cfg.Agent.Name, Version: o.Version, Queen: a.queenURL, Hive: a.hiveURL},
 		Listener: l.gossip, Packets: l.packets, Dial: a.network.dial, Advertise: at, Join: slices.Concat(cfg.Gossip.Join, o.Join), Keys: keys,
-		PeersFile: filepath.Join(home, "state", "members.json"), Answers: a.network.answers,
+		PeersFile: filepath.Join(home, "state", peersFile), Answers: a.network.answers,
 		Interval: cfg.Queen.Heartbeat.Interval, Metrics: a.metrics, Log: o.Log.With("role", "gossip"),
 	}
 	if a.hive != nil {

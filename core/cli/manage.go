@@ -30,13 +30,17 @@ func (a *app) hiveCommand() *cobra.Command {
 			return ask(ctx, a, op{Operation: contract.OpHiveList}, func(hives []contract.HiveView) error {
 				rows := make([][]string, 0, len(hives))
 				for _, h := range hives {
-					rows = append(rows, []string{h.Name, h.ID, h.Address, string(h.Liveness), fmt.Sprint(h.Devices), fmt.Sprint(h.Models), fmt.Sprint(h.Engines),
+					state := string(h.Liveness)
+					if h.Drained {
+						state += ", drained"
+					}
+					rows = append(rows, []string{h.Name, h.ID, h.Address, state, fmt.Sprint(h.Devices), fmt.Sprint(h.Models), fmt.Sprint(h.Engines),
 						h.MemoryFree.String(), h.DiskFree.String(), h.Version})
 				}
 				return a.table([]string{"NAME", "ID", "ADDRESS", "STATE", "DEVICES", "MODELS", "ENGINES", "MEMORY FREE", "DISK FREE", "VERSION"}, rows, "The queen knows no hives.")
 			})
 		})}
-	return a.holder("hive", "Look at the hives, and put them on other machines", list, a.hiveInstallCommand(), a.hiveStartCommand(), a.hiveStopCommand(), a.hiveUninstallCommand())
+	return a.holder("hive", "Look at the hives, and put them on other machines", list, a.hiveDrainCommand(false), a.hiveDrainCommand(true), a.hiveInstallCommand(), a.hiveStartCommand(), a.hiveStopCommand(), a.hiveUninstallCommand())
 }
 
 func (a *app) deviceCommand() *cobra.Command {

@@ -271,6 +271,12 @@ func (a *app) showStatus(st contract.Status) error {
 	if _, err := fmt.Fprintln(a.out, printable(summary)); err != nil {
 		return err
 	}
+	if err := a.showDeployments(st); err != nil {
+		return err
+	}
+	if len(st.Workers) == 0 && len(st.Deployments) > 0 {
+		return nil
+	}
 	if len(st.Workers) == 0 {
 		_, err := fmt.Fprintln(a.out, "\nNobody serves a model yet; the first request for one starts a worker, or `apiary worker spawn MODEL`.")
 		return err

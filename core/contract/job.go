@@ -28,13 +28,17 @@ const (
 	OpProcessList         = "ProcessList"
 	OpMemberList          = "MemberList"
 	OpMemberKeys          = "MemberKeys" // changes the gossip keys of all members
+	OpPlan                = "Plan"
+	OpApply               = "Apply"
+	OpExplain             = "Explain"
+	OpHiveDrain           = "HiveDrain"
 )
 
 // IsRead reports whether an operation only looks something up.
 func IsRead(operation string) bool {
 	switch operation {
 	case OpStatus, OpWorkerList, OpWorkerGet, OpWorkerLogs, OpWorkerInstalledList, OpWorkerInstalledGet, OpHiveList, OpHiveGet,
-		OpModelList, OpModelGet, OpModelSearch, OpDeviceList, OpProcessList, OpMemberList:
+		OpModelList, OpModelGet, OpModelSearch, OpDeviceList, OpProcessList, OpMemberList, OpPlan, OpExplain:
 		return true
 	}
 	return false

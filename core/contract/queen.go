@@ -30,6 +30,10 @@ type WorkerView struct {
 	Condition string   `json:"condition,omitempty"`
 	AgeMS     int64    `json:"age_ms"`    // since the last beat
 	InFlight  int      `json:"in_flight"` // requests that this queen has open there
+
+	Deployment string `json:"deployment,omitempty"` // whose replica it is; empty: a person or a request started it
+	Replica    int    `json:"replica,omitempty"`    // its number, from 0
+	Reason     string `json:"reason,omitempty"`     // why it was started where it is, or why it ends: one sentence; empty: not known
 }
 
 // HiveView is a hive as the queen lists it.
@@ -37,6 +41,7 @@ type HiveView struct {
 	HiveBeat
 	Liveness   Liveness `json:"liveness"`
 	AgeMS      int64    `json:"age_ms"`
+	Drained    bool     `json:"drained,omitempty"` // it gets nothing new
 	DeviceList []Device `json:"device_list,omitempty"`
 }
 
@@ -59,6 +64,8 @@ type Status struct {
 	Workers []WorkerView `json:"workers"`
 	Models  []ModelView  `json:"models"`
 	Members []Member     `json:"members"`
+
+	Deployments []DeploymentView `json:"deployments"`
 }
 
 // ClusterView is the answer of GET /admin/cluster.

@@ -203,6 +203,17 @@ func (g *Gateway) InFlight(workerID string) int {
 	return 0
 }
 
+// Queued returns how many requests wait for each model, by the first id of what its name stands for, or by the name.
+func (g *Gateway) Queued() map[string]int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	out := make(map[string]int, len(g.queues))
+	for key, q := range g.queues {
+		out[key] = len(q.waiters)
+	}
+	return out
+}
+
 // api is one OpenAI path.
 type api struct {
 	path      string

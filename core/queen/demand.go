@@ -81,6 +81,9 @@ func (q *Queen) Demand(name string) registry.Demand {
 			return registry.Demand{State: registry.DemandStarting, Progress: 1, RetryAfter: retrySoon}
 		}
 	}
+	if w := q.wishFor(dir, key); w != nil {
+		return q.demandOf(w, name, key)
+	}
 	q.demands.mu.Lock()
 	defer q.demands.mu.Unlock()
 	d := q.demands.get(key)

@@ -130,14 +130,14 @@ func (h *fakeHive) inventory() contract.Inventory {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return contract.Inventory{HiveID: h.id, Digest: fmt.Sprintf("d%d-%d", len(h.models), len(h.engines)), Models: slices.Clone(h.models),
-		Engines: slices.Clone(h.engines), Devices: []contract.Device{{ID: "cpu0", Kind: "cpu", Name: "CPU", Cores: 2, Source: "system"}}}
+		Engines: slices.Clone(h.engines), Devices: []contract.Device{{ID: "cpu0", Kind: "cpu", Name: "CPU", Cores: 2, MemoryTotal: 16 * contract.GiB, Source: "system"}}}
 }
 
 func (h *fakeHive) serveBeat(w http.ResponseWriter, _ *http.Request) {
 	digest := h.inventory().Digest
 	h.mu.Lock()
 	h.seq++
-	b := contract.HiveBeat{ID: h.id, Name: h.id + "-name", BootID: "boot", Incarnation: 1, Sequence: h.seq, Address: h.url, InventoryDigest: digest}
+	b := contract.HiveBeat{ID: h.id, Name: h.id + "-name", BootID: "boot", Incarnation: 1, Sequence: h.seq, Address: h.url, InventoryDigest: digest, MemoryFree: 8 * contract.GiB}
 	h.mu.Unlock()
 	httpd.WriteJSON(w, 200, b)
 }
@@ -302,8 +302,8 @@ func (w *fakeWorker) live(ctx context.Context) {
 			info.Status, info.LoadProgress = contract.StatusReady, 1
 		} else {
 			info.LoadProgress = 0.5
+			info.Progress = seq
 		}
-		info.Progress = seq
 		if !w.silent {
 			w.beat(info, seq)
 		}

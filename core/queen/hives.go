@@ -38,6 +38,7 @@ type link struct {
 	api      *client.Client
 	digest   string // of the inventory that the registry has
 	reported bool
+	greeted  bool // its workers have been asked who they are
 	failing  bool
 	refresh  chan struct{} // buffered: ask now
 	heardAt  time.Time     // of the last beat by gossip
@@ -271,9 +272,11 @@ func (q *Queen) chosen(id string) (*link, registry.Hive, error) {
 	if id != "" {
 		return q.hive(id)
 	}
+	drained := q.book.drained()
 	for _, l := range q.alive() {
-		lid, _ := l.known()
-		return q.hive(lid)
+		if lid, _ := l.known(); !drained[lid] {
+			return q.hive(lid)
+		}
 	}
 	return nil, registry.Hive{}, fault.New(fault.Unavailable, "no_hive", "No hive answers, so nothing can be fetched or started; is an agent with the role hive running?").
 		WithRetryAfter(q.o.Interval)

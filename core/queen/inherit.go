@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
@@ -96,6 +97,7 @@ func (q *Queen) greet(ctx context.Context, l *link) {
 	}
 	host := hostOf(h.Beat.Address)
 	var all sync.WaitGroup
+	var unknown atomic.Int32
 	for _, p := range list {
 		if _, known := q.Snapshot().Worker(p.WorkerID); known || p.Zombie || !workerID.MatchString(p.WorkerID) {
 			continue
@@ -105,6 +107,7 @@ func (q *Queen) greet(ctx context.Context, l *link) {
 			defer c.Close()
 			var info contract.WorkerInfo
 			if c.GetJSON(ctx, "/info", &info) != nil || info.Identity() != p.Identity || info.HiveID != hiveID || info.Port != p.Port {
+				unknown.Add(1)
 				return
 			}
 			if checkWorkerBeat(info) == nil && q.checkAddress(info, "") == nil {
@@ -113,6 +116,12 @@ func (q *Queen) greet(ctx context.Context, l *link) {
 		})
 	}
 	all.Wait()
+	if unknown.Load() == 0 {
+		l.mu.Lock()
+		l.greeted = true
+		l.mu.Unlock()
+		q.deploy.wake()
+	}
 }
 
 var mintedID = regexp.MustCompile(`^(.+)-[0-9a-f]{8}$`)

@@ -60,7 +60,7 @@ func (q *Queen) index(s *registry.Snapshot) *directory {
 			}
 		}
 	}
-	for _, m := range q.settings().Models {
+	for _, m := range append(slices.Clone(q.settings().Models), q.deploy.models()...) {
 		names := append([]string{m.Name}, m.Aliases...)
 		found := false
 		for _, e := range d.entries {

@@ -25,6 +25,9 @@ func (q *Queen) dispatch(op string, body json.RawMessage) (job.Func, error) {
 	var spawn contract.WorkerSpawn
 	var search contract.ModelSearch
 	var keys contract.KeyChange
+	var plan contract.PlanRequest
+	var explain contract.ExplainRequest
+	var drain contract.HiveDrain
 	var into any
 	var h handler
 	switch op {
@@ -32,7 +35,7 @@ func (q *Queen) dispatch(op string, body json.RawMessage) (job.Func, error) {
 		h = func(context.Context, *job.Narrator) (any, error) {
 			s := q.Snapshot()
 			return contract.Status{NodeID: q.o.NodeID, Name: q.o.Name, Version: q.o.Version, Hives: q.hiveViews(s, true),
-				Workers: q.workerViews(s), Models: q.Models(), Members: q.o.Members()}, nil
+				Workers: q.workerViews(s), Models: q.Models(), Members: q.o.Members(), Deployments: q.deploymentViews()}, nil
 		}
 	case contract.OpWorkerList:
 		h = func(context.Context, *job.Narrator) (any, error) { return q.workerViews(q.Snapshot()), nil }
@@ -78,6 +81,14 @@ func (q *Queen) dispatch(op string, body json.RawMessage) (job.Func, error) {
 		h = func(context.Context, *job.Narrator) (any, error) { return q.o.Members(), nil }
 	case contract.OpMemberKeys:
 		into, h = &keys, func(ctx context.Context, _ *job.Narrator) (any, error) { return q.changeKeys(ctx, keys) }
+	case contract.OpPlan:
+		into, h = &plan, func(ctx context.Context, _ *job.Narrator) (any, error) { return q.planView(ctx, plan.Deployments) }
+	case contract.OpApply:
+		into, h = &plan, func(ctx context.Context, n *job.Narrator) (any, error) { return q.apply(ctx, n, plan.Deployments) }
+	case contract.OpExplain:
+		into, h = &explain, func(ctx context.Context, _ *job.Narrator) (any, error) { return q.explain(ctx, explain.Model) }
+	case contract.OpHiveDrain:
+		into, h = &drain, func(ctx context.Context, n *job.Narrator) (any, error) { return q.drainHive(ctx, n, drain) }
 	default:
 		return nil, fault.New(fault.Invalid, "unknown_operation", "There is no operation %s.", quoted(op)).WithParam("operation")
 	}
@@ -91,6 +102,9 @@ func (q *Queen) dispatch(op string, body json.RawMessage) (job.Func, error) {
 		}
 	}
 	if err := check(op, ref, worker, spawn, search); err != nil {
+		return nil, err
+	}
+	if err := checkPlacing(op, plan, explain, drain); err != nil {
 		return nil, err
 	}
 	return job.Func(h), nil

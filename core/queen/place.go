@@ -136,8 +136,9 @@ func (r *spawning) chooseHive(modelID string) error {
 	}
 	hiveID := r.spec.HiveID
 	if hiveID == "" && r.model != nil {
+		drained := r.q.book.drained()
 		for _, l := range r.q.alive() {
-			if id, _ := l.known(); slices.Contains(e.hives, id) {
+			if id, _ := l.known(); slices.Contains(e.hives, id) && !drained[id] {
 				hiveID = id
 				break
 			}

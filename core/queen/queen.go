@@ -19,6 +19,7 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/job"
 	"github.com/apiary-dev/apiary/core/metrics"
+	"github.com/apiary-dev/apiary/core/placement"
 	"github.com/apiary-dev/apiary/core/registry"
 	"github.com/apiary-dev/apiary/core/run"
 	"github.com/apiary-dev/apiary/core/secret"
@@ -45,7 +46,11 @@ type Options struct {
 	// Defaults are what a spawn that does not say otherwise takes from its worker block, by the name of the block: Devices,
 	// Context, Slots, Threads and Env. A zero leaves the choice to queen, hive or worker.
 	Defaults    map[string]contract.WorkerSpawn
-	Deployments []contract.Deployment // what should run
+	Deployments []contract.Deployment // what should run, as the configuration has it
+	Home        string                // the data folder, for what queens share; empty: it is forgotten with the queen
+	Placement   placement.Params      // zero values: the defaults
+	Reserve     contract.Bytes        // of a machine's memory, that placement leaves free
+	IdleTTL     time.Duration         // after which a worker that a request started is ended when nobody uses it; 0: never
 	Registry    registry.Params       // zero values: the defaults
 
 	Interval   time.Duration // of heartbeats and hive polls; default 5 s
@@ -57,8 +62,10 @@ type Options struct {
 
 	Dial     func(ctx context.Context, network, addr string) (net.Conn, error) // towards hives and workers; nil: a plain dialer
 	InFlight func(workerID string) int                                         // requests that the gateway has open at a worker; nil: none
+	Queued   func() map[string]int                                             // requests that wait in the gateway, by the first id of their model, or its name; nil: none
 	Metrics  *metrics.Metrics                                                  // nil: nothing is counted
 
+	Company    bool                                                       // there may be members that have not been heard yet
 	Members    func() []contract.Member                                   // of the cluster; nil: this agent is alone
 	ChangeKeys func(ctx context.Context, change contract.KeyChange) error // of the gossip, at all members; nil: there is none
 	Log        *slog.Logger
@@ -104,6 +111,8 @@ type Queen struct {
 	suspects  map[string]bool // hives that the gossip suspects, as the registry was told
 
 	demands demands
+	book    *book
+	deploy  *deploying
 }
 
 // New checks the options and makes a queen. It starts nothing.
@@ -135,8 +144,20 @@ func New(o Options) (*Queen, error) {
 		machine: registry.New(o.Registry, 0), exits: map[string]contract.WorkerExit{},
 		recipes: map[registry.Slot]contract.WorkerSpawn{}, slots: map[string]registry.Slot{}, keys: map[string]pendingKey{}, own: map[string]bool{}, verifying: map[string]time.Duration{},
 		deleted: map[string]time.Duration{}, suspects: map[string]bool{}}
+	if o.Queued == nil {
+		q.o.Queued = func() map[string]int { return nil }
+	}
 	q.live.Store(&Settings{Models: o.Models, Workers: o.Workers, Defaults: o.Defaults, Deployments: o.Deployments})
 	q.demands.all = map[string]*demand{}
+	q.deploy = newDeploying()
+	var err error
+	if q.book, err = openBook(o.Home, o.NodeID); err != nil {
+		return nil, err
+	}
+	if err := q.book.configure(o.Deployments); err != nil {
+		return nil, err
+	}
+	q.readWishes()
 	q.background, q.stop = context.WithCancel(context.Background())
 	q.jobs = job.New(job.Options{NodeID: o.NodeID, Log: o.Log, Ended: func(j contract.Job) {
 		o.Metrics.Job(j.Operation, string(j.State))
@@ -158,6 +179,7 @@ func (q *Queen) Run(ctx context.Context) error {
 		q.do(l.run)
 	}
 	q.do(q.clock)
+	q.do(q.place)
 	q.log.Info("queen started", "node", q.o.NodeID, "url", q.o.URL, "hives", len(*q.links.Load()))
 	<-ctx.Done()
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeBound)
@@ -226,6 +248,7 @@ func (q *Queen) step(ev registry.Event) {
 	for _, e := range fx {
 		q.act(e)
 	}
+	q.deploy.note(fx)
 }
 
 // publishSoon publishes now, unless many workers make a snapshot costly and the last one is very fresh. q.mu is held.
@@ -325,9 +348,16 @@ func (q *Queen) act(e registry.Effect) {
 	case registry.EffectEjected, registry.EffectRebooted, registry.EffectPaused:
 		q.log.Warn("registry changed", append(attrs, "delay", e.Delay)...)
 	case registry.EffectRespawn:
+		if q.planned(e.Slot) { // the plan decides where it runs from now on
+			q.step(registry.Release{Slot: e.Slot})
+			return
+		}
 		q.log.Info("worker is started again", attrs...)
 		q.respawn(e.Slot)
 	case registry.EffectSurplus:
+		if q.wishOf(e.WorkerID) != nil { // the plan ends what is too much
+			return
+		}
 		q.log.Info("a worker that was replaced is back, so the newer one is drained and ended", attrs...)
 		q.do(func(context.Context) { q.endSurplus(e.WorkerID) })
 	case registry.EffectLiveness:

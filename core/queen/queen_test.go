@@ -32,7 +32,9 @@ func TestDocumentMatchesTypes(t *testing.T) {
 		"WorkerExit": contract.WorkerExit{}, "WorkerInfo": contract.WorkerInfo{}, "Removed": removed{}, "Job": contract.Job{}, "Narration": contract.Narration{},
 		"WorkerSpawned": contract.WorkerSpawned{}, "WorkerDeleted": contract.WorkerDeleted{}, "Process": contract.Process{}, "ErrorBody": contract.ErrorBody{},
 		"ConfigReloaded": contract.ConfigReloaded{}, "ConfigChange": contract.ConfigChange{}, "FieldChange": contract.FieldChange{},
-		"Deployment": contract.Deployment{}, "Replicas": contract.Replicas{}, "PlacementRule": contract.PlacementRule{}, "Expression": contract.Expression{},
+		"Deployment": contract.Deployment{}, "DeploymentView": contract.DeploymentView{}, "PlanRequest": contract.PlanRequest{}, "PlanView": contract.PlanView{},
+		"PlanItem": contract.PlanItem{}, "PlanStep": contract.PlanStep{}, "Applied": contract.Applied{}, "ExplainRequest": contract.ExplainRequest{}, "Explanation": contract.Explanation{},
+		"PlaceVerdict": contract.PlaceVerdict{}, "HiveDrain": contract.HiveDrain{}, "Replicas": contract.Replicas{}, "PlacementRule": contract.PlacementRule{}, "Expression": contract.Expression{},
 		"Member": contract.Member{}, "KeyChange": contract.KeyChange{}, "Health": contract.Health{}} {
 		doc.Fields(t, name, v)
 	}

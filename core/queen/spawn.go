@@ -101,9 +101,7 @@ func (r *spawning) start(ctx context.Context) (contract.WorkerSpawned, error) {
 	spec := r.spec
 	spec.Operation, spec.Wait = contract.OpWorkerSpawn, false
 	if spec.WorkerID == "" {
-		var raw [4]byte
-		_, _ = rand.Read(raw[:])
-		spec.WorkerID = r.kind.Name + "-" + hex.EncodeToString(raw[:])
+		spec.WorkerID = mintID(r.kind)
 	}
 	if len(spec.QueenURLs) == 0 {
 		spec.QueenURLs = q.queens()
@@ -123,9 +121,15 @@ func (r *spawning) start(ctx context.Context) (contract.WorkerSpawned, error) {
 		return contract.WorkerSpawned{}, err
 	}
 	r.begun = true
-	r.n.Info("spawn", "starting worker %s for %s with %s on %s of %s", spec.WorkerID, spec.Model, r.kind.Name, r.slot.Device, r.hive.Beat.Name)
+	return r.ask(ctx, spec)
+}
 
+// ask has the hive start a worker that the registry was told of. What comes of it the registry is told too.
+func (r *spawning) ask(ctx context.Context, spec contract.WorkerSpawn) (contract.WorkerSpawned, error) {
+	q := r.q
+	r.n.Info("spawn", "starting worker %s for %s with %s on %s of %s", spec.WorkerID, spec.Model, r.kind.Name, r.slot.Device, r.hive.Beat.Name)
 	var out contract.WorkerSpawned
+	var err error
 	for attempt := 1; ; attempt++ {
 		out, err = forward[contract.WorkerSpawned](ctx, r.link, spec, r.n.Forward)
 		if err == nil || attempt == spawnAttempts || !lost(err) || run.Sleep(ctx, time.Duration(attempt)*time.Second) != nil {
@@ -145,6 +149,13 @@ func (r *spawning) start(ctx context.Context) (contract.WorkerSpawned, error) {
 		q.step(registry.SpawnIs{WorkerID: spec.WorkerID, RunningID: out.WorkerID})
 	}
 	return out, nil
+}
+
+// mintID makes an id for a worker of a kind.
+func mintID(k contract.WorkerKind) string {
+	var raw [4]byte
+	_, _ = rand.Read(raw[:])
+	return k.Name + "-" + hex.EncodeToString(raw[:])
 }
 
 // lost reports whether err is of the way to a hive, so that the hive may or may not have done what was asked.
@@ -251,6 +262,9 @@ func (r *spawning) await(ctx context.Context, out contract.WorkerSpawned) error 
 		case <-changed:
 			continue
 		case <-ctx.Done():
+			if w, ok := q.Snapshot().Worker(out.WorkerID); ok && w.ReadyAt != 0 && w.Exit == nil { // it was ready just in time
+				return nil
+			}
 			if !r.existing {
 				r.undo(ctx, out.WorkerID, out.Identity)
 			}

@@ -7,8 +7,12 @@ import (
 
 func (q *Queen) workerView(s *registry.Snapshot, w *registry.Worker) contract.WorkerView {
 	h, _ := s.Hive(w.Info.HiveID)
-	return contract.WorkerView{WorkerInfo: w.Info, HiveName: h.Beat.Name, Liveness: w.Liveness, Condition: w.Condition,
-		AgeMS: (q.now() - w.BeatAt).Milliseconds(), InFlight: q.o.InFlight(w.Info.ID)}
+	v := contract.WorkerView{WorkerInfo: w.Info, HiveName: h.Beat.Name, Liveness: w.Liveness, Condition: w.Condition,
+		AgeMS: (q.now() - w.BeatAt).Milliseconds(), InFlight: q.o.InFlight(w.Info.ID), Reason: q.deploy.reason(w.Info.ID)}
+	if name, n, onDemand := replicaOf(w.Info.SpawnKey); !onDemand {
+		v.Deployment, v.Replica = name, n
+	}
+	return v
 }
 
 func (q *Queen) workerViews(s *registry.Snapshot) []contract.WorkerView {
@@ -20,7 +24,7 @@ func (q *Queen) workerViews(s *registry.Snapshot) []contract.WorkerView {
 }
 
 func (q *Queen) hiveView(h *registry.Hive, devices bool) contract.HiveView {
-	v := contract.HiveView{HiveBeat: h.Beat, Liveness: h.Liveness, AgeMS: (q.now() - h.BeatAt).Milliseconds()}
+	v := contract.HiveView{HiveBeat: h.Beat, Liveness: h.Liveness, AgeMS: (q.now() - h.BeatAt).Milliseconds(), Drained: q.book.drained()[h.Beat.ID]}
 	if devices && h.Inventory != nil {
 		v.DeviceList = h.Inventory.Devices
 	}
