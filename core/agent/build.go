@@ -342,6 +342,6 @@ func DumpRoutes(w io.Writer, o Options) error {
 
 // company reports whether there are other agents that this one will hear of: it is told to join some, or remembers them.
 func company(o Options) bool {
-	_, err := os.Stat(filepath.Join(o.Config.Home, "state", peersFile))
-	return err == nil || len(o.Config.Gossip.Join)+len(o.Join) > 0
+	st, err := os.Stat(filepath.Join(o.Config.Home, "state", peersFile))
+	return err == nil && st.Size() > int64(len("[]")) || len(o.Config.Gossip.Join)+len(o.Join) > 0
 }
