@@ -33,6 +33,9 @@ import (
 	"github.com/apiary-dev/apiary/workers/llama/bundle"
 )
 
+// idleTTL is how long a worker that a request started may be without one, as a deployment's default is.
+const idleTTL = 15 * time.Minute
+
 // assembly is an agent that is built and not running.
 type assembly struct {
 	guard       guard
@@ -181,7 +184,7 @@ func (a *assembly) buildQueen(o Options, n node, m *metrics.Metrics) error {
 	a.queen, err = queen.New(queen.Options{
 		NodeID: n.id, Name: cfg.Agent.Name, Version: o.Version, URL: a.queenURL, ClusterKey: n.cluster, Hives: hives,
 		Models: models(cfg), Workers: kinds(cfg), Defaults: spawnDefaults(cfg), Deployments: cfg.Shared(), Registry: registryParams(cfg), Interval: cfg.Queen.Heartbeat.Interval, ReadyAfter: cfg.Queen.Detection.ReadyAfter,
-		Home: cfg.Home, Reserve: cfg.Hive.Reserve.Memory, Drain: cfg.Hive.Drain, Ready: cfg.Hive.Spawn.Ready, ReadyGiB: cfg.Hive.Spawn.ReadyPerGiB, ReadyMax: cfg.Hive.Spawn.ReadyMax,
+		Home: cfg.Home, IdleTTL: idleTTL, Reserve: cfg.Hive.Reserve.Memory, Drain: cfg.Hive.Drain, Ready: cfg.Hive.Spawn.Ready, ReadyGiB: cfg.Hive.Spawn.ReadyPerGiB, ReadyMax: cfg.Hive.Spawn.ReadyMax,
 		InFlight: func(id string) int { return gw.InFlight(id) }, Queued: func() map[string]int { return gw.Queued() }, Start: a.start, Company: company(o), Members: a.members, ChangeKeys: a.changeKeys,
 		Dial: a.network.dial, Metrics: m, Log: log,
 	})

@@ -271,7 +271,7 @@ func (q *Queen) attempt(ctx context.Context, d *demand, name, key string) error 
 		return nil // its first beat came after the demand was made
 	}
 	_, err = q.runJob(contract.OpWorkerSpawn, name, set(registry.DemandStarting), func(ctx context.Context, n *job.Narrator, _ func(contract.Narration)) (any, error) {
-		r := &spawning{q: q, n: n, automatic: true, spec: contract.WorkerSpawn{Model: id, Wait: true}}
+		r := &spawning{q: q, n: n, automatic: true, demand: true, name: name, spec: contract.WorkerSpawn{Model: id, Wait: true}}
 		return r.run(ctx)
 	})
 	return err

@@ -178,8 +178,9 @@ func (q *Queen) planned(slot registry.Slot) bool {
 		name, _, onDemand := replicaOf(w.Info.SpawnKey)
 		if w.Info.SpawnKey == "" {
 			q.deploy.mu.Lock()
-			name = q.deploy.pending[w.Info.ID].action.Deployment
+			b := q.deploy.pending[w.Info.ID]
 			q.deploy.mu.Unlock()
+			name, onDemand = b.action.Deployment, b.onDemand
 		}
 		if name == "" || onDemand {
 			return false

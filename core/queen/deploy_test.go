@@ -189,19 +189,62 @@ func TestCrashLoopOfADeployment(t *testing.T) {
 	}
 }
 
-// TestPressure: requests that wait in the gateway count as such.
+// TestRequestsShareTheMemory: a worker that a request started makes room for that of another model once nobody uses it, and ends by itself
+// after a while. What fits nowhere is refused by the numbers.
+func TestRequestsShareTheMemory(t *testing.T) {
+	const other, huge = "builtin:other", "builtin:huge"
+	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withModel(other+"@0123456789ab", other).withModel(huge+"@0123456789ab", huge).withEngine()
+	h.memory = 10 * contract.GiB
+	h.models[0].SizeBytes, h.models[1].SizeBytes, h.models[2].SizeBytes = 6*contract.GiB, 6*contract.GiB, 60*contract.GiB
+	a := startQueen(t, Options{IdleTTL: time.Second, Placement: placement.Params{EvictIdle: 100 * time.Millisecond}}, h)
+	serve := func(ref string) {
+		t.Helper()
+		a.until(ref+" is served", func() bool {
+			if d := a.Demand(ref); d.Err != nil {
+				t.Errorf("demand %+v", d)
+			}
+			return len(a.serving(ref+"@0123456789ab")) == 1
+		})
+	}
+	serve(modelRef)
+	serve(other)
+	if s := h.spawned(); len(s) != 2 || s[1].SpawnKey != "demand:"+other+"@0123456789ab#0" || len(a.serving(modelID)) != 0 {
+		t.Errorf("spawned %+v", s)
+	}
+	if !slices.ContainsFunc(a.jobs.List(), func(j contract.Job) bool {
+		return j.Operation == contract.OpWorkerDelete && j.State == contract.JobDone
+	}) {
+		t.Error("the eviction is no job")
+	}
+	a.until("the other one is unloaded", func() bool { return len(h.workers()) == 0 })
+	var d registry.Demand
+	a.until("it does not fit", func() bool { d = a.Demand(huge); return d.Err != nil })
+	if e := fault.As(d.Err); e.Code != placement.ShortDoesNotFit || !strings.HasPrefix(e.Message, huge+" needs ") || !strings.Contains(e.Message, "apiary explain") {
+		t.Errorf("demand %+v", e)
+	}
+	if n := len(h.spawned()); n != 2 {
+		t.Errorf("%d spawns", n)
+	}
+	if got := a.run(spawnOp(modelRef)); got.err != nil {
+		t.Fatal(got.err)
+	}
+	time.Sleep(1500 * time.Millisecond)
+	if len(h.workers()) != 1 {
+		t.Error("a person's worker is unloaded")
+	}
+}
+
+// TestPressure: while requests wait in the gateway there is another replica.
 func TestPressure(t *testing.T) {
 	h := newFakeHive(t, "q1")
 	var queued atomic.Int32
-	a := startQueen(t, Options{Deployments: []contract.Deployment{echoDeployment("chat", 1, 2)}, Queued: func() map[string]int { return map[string]int{echoModel: int(queued.Load())} }}, h)
+	a := startQueen(t, Options{Deployments: []contract.Deployment{echoDeployment("chat", 1, 2)}, Queued: func() map[string]int { return map[string]int{echoModel: int(queued.Load())} },
+		Placement: placement.Params{ScaleUp: 100 * time.Millisecond, Settle: 100 * time.Millisecond, ScaleDown: time.Second}}, h)
 	a.until("it serves", func() bool { return len(a.serving(echoModel)) == 1 })
 	queued.Store(3)
-	a.until("the pressure is seen", func() bool {
-		a.notify()
-		a.deploy.mu.Lock()
-		defer a.deploy.mu.Unlock()
-		return a.deploy.pressure["chat"].QueuedSince != 0
-	})
+	a.until("there is another replica", func() bool { return len(a.serving(echoModel)) == 2 })
+	queued.Store(0)
+	a.until("one is enough again", func() bool { return len(h.workers()) == 1 })
 }
 
 func TestGenerations(t *testing.T) {

@@ -50,6 +50,7 @@ type fakeHive struct {
 	specs   []contract.WorkerSpawn
 	ops     []string
 	pid     int
+	memory  contract.Bytes // of the machine
 	// behave changes a worker before it starts: what it does is up to its fields.
 	behave func(*fakeWorker)
 	// hold, where it is set, keeps downloads until it is closed.
@@ -73,7 +74,7 @@ type fakeWorker struct {
 
 func newFakeHive(t *testing.T, id string) *fakeHive {
 	h := &fakeHive{t: t, id: id, jobs: job.New(job.Options{NodeID: id}), doc: apitest.Load(t, "queen-api.yaml"), procs: map[string]*fakeWorker{},
-		pid: 100, fail: map[string]error{}}
+		pid: 100, memory: 16 * contract.GiB, fail: map[string]error{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/id", func(w http.ResponseWriter, _ *http.Request) { httpd.WriteJSON(w, 200, map[string]string{"id": id}) })
 	closed := http.NewServeMux()
@@ -130,7 +131,7 @@ func (h *fakeHive) inventory() contract.Inventory {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return contract.Inventory{HiveID: h.id, Digest: fmt.Sprintf("d%d-%d", len(h.models), len(h.engines)), Models: slices.Clone(h.models),
-		Engines: slices.Clone(h.engines), Devices: []contract.Device{{ID: "cpu0", Kind: "cpu", Name: "CPU", Cores: 2, MemoryTotal: 16 * contract.GiB, Source: "system"}}}
+		Engines: slices.Clone(h.engines), Devices: []contract.Device{{ID: "cpu0", Kind: "cpu", Name: "CPU", Cores: 2, MemoryTotal: h.memory, Source: "system"}}}
 }
 
 func (h *fakeHive) serveBeat(w http.ResponseWriter, _ *http.Request) {

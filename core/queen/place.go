@@ -54,6 +54,11 @@ func (r *spawning) choose(ctx context.Context) error {
 	if id != asked {
 		r.n.Info("resolve", "%s is %s", asked, id)
 	}
+	if r.demand && r.spec.HiveID == "" && len(r.spec.Devices) == 0 {
+		if done, err := r.chooseByPlan(ctx, id); done || err != nil {
+			return err
+		}
+	}
 	return r.chooseHive(id)
 }
 

@@ -103,6 +103,7 @@ type Queen struct {
 	recipes   map[registry.Slot]contract.WorkerSpawn // how to start the worker of a slot again
 	slots     map[string]registry.Slot               // model id → where its last worker was begun
 	keys      map[string]pendingKey                  // spawn keys given out for workers that have not beaten yet
+	demanded  map[registry.Slot]bool                 // where requests had workers started
 	own       map[string]bool                        // ids of workers that were begun while this queen was young
 	lastGen   int64
 	verifying map[string]time.Duration // workers whose process was looked for, and when
@@ -142,7 +143,7 @@ func New(o Options) (*Queen, error) {
 	}
 	q := &Queen{o: o, log: o.Log, start: time.Now(), changed: make(chan struct{}),
 		machine: registry.New(o.Registry, 0), exits: map[string]contract.WorkerExit{},
-		recipes: map[registry.Slot]contract.WorkerSpawn{}, slots: map[string]registry.Slot{}, keys: map[string]pendingKey{}, own: map[string]bool{}, verifying: map[string]time.Duration{},
+		recipes: map[registry.Slot]contract.WorkerSpawn{}, slots: map[string]registry.Slot{}, keys: map[string]pendingKey{}, demanded: map[registry.Slot]bool{}, own: map[string]bool{}, verifying: map[string]time.Duration{},
 		deleted: map[string]time.Duration{}, suspects: map[string]bool{}}
 	if o.Queued == nil {
 		q.o.Queued = func() map[string]int { return nil }

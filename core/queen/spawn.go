@@ -38,9 +38,11 @@ type spawning struct {
 	q         *Queen
 	n         *job.Narrator
 	spec      contract.WorkerSpawn
-	automatic bool // nobody asked for this very spawn: failures of the past count, and nothing is fetched
-	begun     bool // the registry has been told
-	existing  bool // the worker is not this spawn's, and is never ended by it
+	automatic bool   // nobody asked for this very spawn: failures of the past count, and nothing is fetched
+	begun     bool   // the registry has been told
+	existing  bool   // the worker is not this spawn's, and is never ended by it
+	name      string // of the model, as the request has it
+	demand    bool   // a request wants it: it is ended when nobody uses it, or when others need its memory more
 
 	link  *link
 	hive  registry.Hive
@@ -56,6 +58,9 @@ func (r *spawning) run(ctx context.Context) (contract.WorkerSpawned, error) {
 	devices := r.spec.Devices
 	if err := r.choose(ctx); err != nil {
 		return none, err
+	}
+	if id := r.spec.WorkerID; r.demand && id != "" {
+		defer func() { r.q.forget(id, pending{}) }()
 	}
 	if !r.automatic {
 		// A request that comes while this job installs or loads waits for this worker instead of having one started.
@@ -116,6 +121,11 @@ func (r *spawning) start(ctx context.Context) (contract.WorkerSpawned, error) {
 	running, err := r.link.processes(ctx)
 	if err != nil {
 		return contract.WorkerSpawned{}, err
+	}
+	if r.demand && spec.SpawnKey == "" {
+		q.mu.Lock()
+		q.demanded[r.slot] = true
+		q.mu.Unlock()
 	}
 	if spec.SpawnKey, spec.Generation, err = q.begin(r.slot, spec, recipe, r.automatic, running); err != nil {
 		return contract.WorkerSpawned{}, err
@@ -200,8 +210,12 @@ func (q *Queen) begin(slot registry.Slot, spec, recipe contract.WorkerSpawn, aut
 			used[k] = true
 		}
 	}
+	prefix := ""
+	if automatic && q.demanded[slot] {
+		prefix = demandPrefix
+	}
 	for n := 0; key == ""; n++ {
-		if k := spec.Model + "#" + strconv.Itoa(n); !used[k] {
+		if k := prefix + spec.Model + "#" + strconv.Itoa(n); !used[k] {
 			key = k
 		}
 	}
