@@ -81,7 +81,7 @@ func (q *Queen) carryOut(p *picture, a placement.Action) {
 	q.log.Info("plan: "+string(a.Kind), "deployment", a.Deployment, "replica", a.Replica, "code", a.Code, "hive", a.Place.Hive, "device", a.Place.Device, "reason", a.Reason)
 	work := func(ctx context.Context) { q.fetchFor(ctx, id, b, w) }
 	if !b.fetching {
-		q.deploy.remember(id, started{context: a.Context, reason: a.Reason})
+		q.deploy.remember(id, started{context: a.Context, slots: a.Slots, engine: w.Worker.Source, reason: a.Reason})
 		q.step(registry.SpawnBegan{Slot: b.slot(), WorkerID: id, Automatic: true})
 		work = func(ctx context.Context) { q.spawnFor(ctx, id, b, w) }
 	}
@@ -176,7 +176,7 @@ func (q *Queen) spawnPlanned(ctx context.Context, n *job.Narrator, id string, b 
 	}
 	if out.Existing && out.WorkerID != id {
 		r.existing = true
-		q.deploy.remember(out.WorkerID, started{context: a.Context, reason: a.Reason})
+		q.deploy.remember(out.WorkerID, started{context: a.Context, slots: a.Slots, engine: w.Worker.Source, reason: a.Reason})
 		if k, ok := q.Snapshot().Worker(out.WorkerID); ok && (k.Liveness == contract.LivenessDown || k.Liveness == contract.LivenessLost) {
 			return refused(fault.New(fault.Unavailable, "silent", "Worker %s runs on %s and is not heard; `apiary worker logs %s` shows what it does.", out.WorkerID, r.hive.Beat.Name, out.WorkerID))
 		}
@@ -198,7 +198,9 @@ func (q *Queen) end(a placement.Action) {
 	q.deploy.ending[a.WorkerID] = true
 	how := q.deploy.started[a.WorkerID]
 	q.deploy.mu.Unlock()
-	q.deploy.remember(a.WorkerID, started{context: how.context, reason: a.Reason})
+	ends := how
+	ends.reason = a.Reason
+	q.deploy.remember(a.WorkerID, ends)
 	q.log.Info("plan: "+string(a.Kind), "deployment", a.Deployment, "worker", a.WorkerID, "code", a.Code, "reason", a.Reason)
 	over := func() {
 		q.deploy.mu.Lock()

@@ -114,6 +114,6 @@ func (r *spawning) take(a *placement.Action, modelID string) error {
 	q.deploy.mu.Lock()
 	q.deploy.pending[r.spec.WorkerID] = pending{action: counted, model: modelID, engine: r.kind.Source, onDemand: true}
 	q.deploy.mu.Unlock()
-	q.deploy.remember(r.spec.WorkerID, started{context: r.spec.Context, reason: "Requests wanted " + orElse(r.name, modelID) + ", and nobody served it."})
+	q.deploy.remember(r.spec.WorkerID, started{context: a.Context, slots: a.Slots, engine: r.kind.Source, reason: "Requests wanted " + orElse(r.name, modelID) + ", and nobody served it."})
 	return nil
 }

@@ -38,11 +38,14 @@ type deploying struct {
 	plan     placement.Plan
 	planned  time.Duration // when it was made; 0: never
 	fetching map[string]bool
+	peaks    *peaks
 }
 
 // started is what is remembered of how a worker came to be.
 type started struct {
 	context int
+	slots   int
+	engine  string
 	reason  string
 }
 
@@ -258,6 +261,7 @@ func (q *Queen) observe() (changed bool) {
 			delete(d.used, id)
 		}
 	}
+	q.notePeaks(s)
 	for _, w := range d.wishes {
 		replicas, slots, busy, waiting := 0, 0, 0, queued[dir.modelOf(w)]
 		for i := range s.Workers {
@@ -285,7 +289,7 @@ func (q *Queen) picture() *picture {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	p.wishes, p.pending, p.ending, p.used = d.wishes, maps.Clone(d.pending), maps.Clone(d.ending), maps.Clone(d.used)
-	p.fresh, p.pressure = maps.Clone(d.fresh), maps.Clone(d.pressure)
+	p.fresh, p.pressure, p.peaks = maps.Clone(d.fresh), maps.Clone(d.pressure), d.peaks.list()
 	began := make(map[string]int, len(d.started))
 	for id, v := range d.started {
 		began[id] = v.context

@@ -10,6 +10,7 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/placement"
+	"github.com/apiary-dev/apiary/core/registry"
 )
 
 func planOp(op string, list ...contract.Deployment) contract.PlanRequest {
@@ -192,5 +193,32 @@ func TestBook(t *testing.T) {
 	raw, _ := json.Marshal(last)
 	if last.Time == 0 || last.Node != "q1" || !last.Deleted || strings.Contains(string(raw), "value") {
 		t.Errorf("%s", raw)
+	}
+}
+
+// TestPeaks: what workers took of memory is kept and known to the next queen.
+func TestPeaks(t *testing.T) {
+	home := t.TempDir()
+	if _, err := openBook(home, "q1"); err != nil {
+		t.Fatal(err)
+	}
+	p, err := openPeaks(home)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := registry.Worker{Info: contract.WorkerInfo{ModelID: modelID, HiveID: "q1", Device: "cpu0", MemoryBytes: 5}}
+	for _, bytes := range []contract.Bytes{7, 3} {
+		w.Info.MemoryBytes = bytes
+		p.note(&w, engineRef, 4096, 2)
+	}
+	w.Info.Device = "cuda0"
+	p.note(&w, engineRef, 4096, 2)
+	if err := p.save(1); err != nil {
+		t.Fatal(err)
+	}
+	p, err = openPeaks(home)
+	want := placement.Peak{Model: modelID, Engine: engineRef, Context: 4096, Slots: 2, Place: placement.Place{Hive: "q1", Device: "cpu0"}, Bytes: 7}
+	if got := p.list(); err != nil || len(got) != 1 || got[0] != want {
+		t.Errorf("%+v, %v", got, err)
 	}
 }

@@ -155,6 +155,9 @@ func New(o Options) (*Queen, error) {
 	if q.book, err = openBook(o.Home, o.NodeID); err != nil {
 		return nil, err
 	}
+	if q.deploy.peaks, err = openPeaks(o.Home); err != nil {
+		q.log.Warn("estimates of memory start from nothing", "error", err.Error())
+	}
 	if err := q.book.configure(o.Deployments); err != nil {
 		return nil, err
 	}
