@@ -278,7 +278,7 @@ func (q *Queen) chosen(id string) (*link, registry.Hive, error) {
 			return q.hive(lid)
 		}
 	}
-	return nil, registry.Hive{}, fault.New(fault.Unavailable, "no_hive", "No hive answers, so nothing can be fetched or started; is an agent with the role hive running?").
+	return nil, registry.Hive{}, fault.New(fault.Unavailable, "no_hive", "No hive answers, or all are drained, so nothing can be fetched or started; is an agent with the role hive running?").
 		WithRetryAfter(q.o.Interval)
 }
 

@@ -149,7 +149,7 @@ func (r *spawning) chooseHive(modelID string) error {
 			}
 		}
 		if hiveID == "" {
-			return fault.New(fault.Unavailable, "hive_unavailable", "No hive that holds the model %s answers; try again when one does.", quoted(modelID))
+			return fault.New(fault.Unavailable, "hive_unavailable", "No hive that holds the model %s answers, or they are drained; try again when one does, or take one back with `apiary hive resume`.", quoted(modelID))
 		}
 	}
 	var err error
