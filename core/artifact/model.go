@@ -71,7 +71,7 @@ func (s *Store) pullModel(ctx context.Context, ref string, report Report) (contr
 	if err := checkManifest(man, v.Info()); err != nil {
 		return contract.Model{}, err
 	}
-	m := contract.Model{Vendor: v.Info().Name, Format: man.Format, AddedAt: s.now().UTC()}
+	m := contract.Model{Vendor: v.Info().Name, Format: man.Format, Unproved: unproved(man), AddedAt: s.now().UTC()}
 	if inPlace(man) {
 		return s.pullInPlace(ctx, ref, man, m, report)
 	}
@@ -197,11 +197,16 @@ func inPlace(man *vendor.Manifest) bool {
 	return false
 }
 
+// unproved reports whether nobody published a digest for some file of a manifest.
+func unproved(man *vendor.Manifest) bool {
+	return slices.ContainsFunc(man.Files, func(f vendor.File) bool { return f.Digests == vendor.Digests{} && f.Member == nil })
+}
+
 // pin returns the ID of a model: the canonical reference, with the first 12 hex of a digest where the vendor could not pin it.
 // When ref asks for other bytes than there are, that is an error.
 func pin(ref string, man *vendor.Manifest, files []contract.File) (string, error) {
 	id := man.Reference
-	if slices.ContainsFunc(man.Files, func(f vendor.File) bool { return f.Digests == vendor.Digests{} && f.Member == nil }) {
+	if unproved(man) {
 		id += "@" + digestOf(files)[:12]
 		if old, ok := strings.CutPrefix(ref, man.Reference+"@"); ok && ref != id {
 			return "", fault.New(fault.Conflict, "model_changed", "%s has changed: its bytes are %s now, and %s was asked for; ask for %s to use what is there.", man.Reference, id[len(id)-12:], old, man.Reference)

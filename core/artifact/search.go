@@ -54,9 +54,21 @@ func (s *Store) SearchModels(ctx context.Context, req contract.ModelSearch) (con
 		}
 	}
 	if len(out.Failed) == len(asked) {
-		return contract.ModelsFound{}, errs[0]
+		return contract.ModelsFound{}, allFailed(out.Failed, errs)
 	}
 	return out, nil
+}
+
+// allFailed is the error of a search that no vendor answered: the one that there is, or what each said.
+func allFailed(failed []contract.VendorFailed, errs []error) error {
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	var said []string
+	for _, f := range failed {
+		said = append(said, f.Vendor+": "+strings.TrimSuffix(f.Error.Message, "."))
+	}
+	return fault.New(fault.KindOf(errs[0]), "search_failed", "No vendor could be searched. %s.", strings.Join(said, ". "))
 }
 
 // searchers are the vendors that can search, of the name or scheme that is given.

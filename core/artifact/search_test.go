@@ -77,6 +77,10 @@ func TestSearch(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	none := openStore(t, t.TempDir(), func(o *Options) { o.Vendors = append(o.Vendors, broken, &shop{"odd", broken.search}) })
+	if _, err := none.SearchModels(t.Context(), contract.ModelSearch{Query: "x"}); fault.KindOf(err) != fault.Unavailable || err.Error() != "No vendor could be searched. broken: The shop is closed. odd: The shop is closed." {
+		t.Errorf("where all fail: %v", err)
+	}
 	if _, err := openStore(t, t.TempDir(), nil).SearchModels(t.Context(), contract.ModelSearch{Query: "x"}); fault.As(err).Code != "no_search" {
 		t.Errorf("without any that can: %v", err)
 	}

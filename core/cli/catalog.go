@@ -26,7 +26,11 @@ func (a *app) modelCommand() *cobra.Command {
 				if present {
 					return m.ID + " is in the catalog already"
 				}
-				return fmt.Sprintf("%s · %s · verified", m.ID, m.SizeBytes)
+				proof := "verified"
+				if m.Unproved {
+					proof = "pinned to these bytes" // there was nothing to compare them with
+				}
+				return fmt.Sprintf("%s · %s · %s", m.ID, m.SizeBytes, proof)
 			})
 		})}
 	list := &cobra.Command{Use: "list", Short: "List the models: fetched ones and those of the configuration", Args: argCount(0, 0, ""),

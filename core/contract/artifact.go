@@ -7,19 +7,21 @@ import (
 
 // Model is an entry of a hive's model catalog.
 type Model struct {
-	ID            string    `json:"id"`         // canonical pinned reference, unique in the catalog
-	References    []string  `json:"references"` // references as they were asked for that resolved to this model
-	Vendor        string    `json:"vendor"`
-	Format        string    `json:"format"` // "gguf" or "none" (echo)
-	Files         []File    `json:"files"`
-	SizeBytes     Bytes     `json:"size_bytes"`
-	Architecture  string    `json:"architecture,omitempty"`
-	Quantization  string    `json:"quantization,omitempty"`
-	Parameters    uint64    `json:"parameters,omitempty"`
-	ContextLength int       `json:"context_length,omitempty"`  // tokens the model was trained for
-	CachePerToken Bytes     `json:"cache_per_token,omitempty"` // of KV cache, in 16-bit numbers; 0: not known
-	Chat          bool      `json:"chat"`                      // it has a chat template
-	AddedAt       time.Time `json:"added_at"`
+	ID            string   `json:"id"`         // canonical pinned reference, unique in the catalog
+	References    []string `json:"references"` // references as they were asked for that resolved to this model
+	Vendor        string   `json:"vendor"`
+	Format        string   `json:"format"` // "gguf" or "none" (echo)
+	Files         []File   `json:"files"`
+	SizeBytes     Bytes    `json:"size_bytes"`
+	Architecture  string   `json:"architecture,omitempty"`
+	Quantization  string   `json:"quantization,omitempty"`
+	Parameters    uint64   `json:"parameters,omitempty"`
+	ContextLength int      `json:"context_length,omitempty"`  // tokens the model was trained for
+	CachePerToken Bytes    `json:"cache_per_token,omitempty"` // of KV cache, in 16-bit numbers; 0: not known
+	Chat          bool     `json:"chat"`                      // it has a chat template
+	// Unproved says that nobody published a digest for some file of it: its bytes are those that came first, and the ID holds their digest.
+	Unproved bool      `json:"unproved,omitempty"`
+	AddedAt  time.Time `json:"added_at"`
 }
 
 // File is one file of an artifact in the catalog.
