@@ -39,7 +39,7 @@ func (v *Vendor) Info() vendor.Info {
 	return vendor.Info{
 		Name: "url", Version: "1.0.0", Kind: vendor.KindVendor, Schemes: []string{Scheme, SchemeHTTPS, SchemeHTTP},
 		Description: "GGUF files anywhere on the web, with a checksum where there is one.",
-		Requests:    vendor.Requests{HTTP: []string{"*"}, Credentials: []string{Credential}},
+		Requests:    vendor.Requests{Credentials: []string{Credential}}, // which hosts, only who grants them knows
 	}
 }
 
