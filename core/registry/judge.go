@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"slices"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
@@ -8,11 +9,6 @@ import (
 
 const (
 	tickEvery    = time.Second
-	flapWindow   = time.Minute
-	flapChanges  = 3
-	flapHold     = time.Minute
-	brakeHives   = 3 // the mass-failure brake needs at least as many
-	brakeWindow  = 10 * time.Second
 	ejectionKept = 5 * time.Minute // without another one, the next ejection is a first one again
 )
 
@@ -100,7 +96,7 @@ func (m *Machine) liveness(now, age time.Duration) contract.Liveness {
 	return contract.LivenessLost
 }
 
-// coarse is the state whose changes count as flapping.
+// coarse is whether one is here (0), perhaps (1) or not (2).
 func coarse(l contract.Liveness) int {
 	switch l {
 	case contract.LivenessAlive, contract.LivenessStale:
@@ -111,36 +107,33 @@ func coarse(l contract.Liveness) int {
 	return 2
 }
 
+// judgeHive judges a hive by its silence, and holds one suspect that keeps going away and coming back. An absence is one change, however
+// bad it gets, and its end is another.
 func (m *Machine) judgeHive(now time.Duration, h *hive) []Effect {
 	l := m.liveness(now, now-h.BeatAt)
-	if (now < h.heldUntil || h.suspected) && coarse(l) == 0 {
+	if h.suspected && coarse(l) == 0 {
+		l = contract.LivenessSuspect
+	}
+	if away := coarse(l) != 0; away != h.away {
+		h.away = away
+		if now >= h.heldUntil {
+			h.changes = append(slices.DeleteFunc(h.changes, func(t time.Duration) bool { return now-t >= m.p.FlapWindow }), now)
+			if len(h.changes) >= m.p.FlapChanges {
+				h.changes, h.heldUntil = nil, now+m.p.FlapHold
+			}
+		}
+	}
+	if now < h.heldUntil && coarse(l) == 0 {
 		l = contract.LivenessSuspect
 	}
 	if l == h.Liveness {
 		return nil
-	}
-	if h.Liveness != "" && coarse(l) != coarse(h.Liveness) && now >= h.heldUntil {
-		keep := h.changes[:0]
-		for _, t := range h.changes {
-			if now-t < flapWindow {
-				keep = append(keep, t)
-			}
-		}
-		if h.changes = append(keep, now); len(h.changes) >= flapChanges {
-			h.changes, h.heldUntil = nil, now+flapHold
-			if coarse(l) == 0 {
-				l = contract.LivenessSuspect
-			}
-		}
 	}
 	fx := Effect{Kind: EffectHive, HiveID: h.Beat.ID, From: h.Liveness, To: l}
 	if now < h.heldUntil {
 		fx.Reason = "flapping"
 	}
 	h.Liveness = l
-	if fx.From == fx.To {
-		return nil
-	}
 	return []Effect{fx}
 }
 
@@ -154,16 +147,17 @@ func (m *Machine) brake(now time.Duration) []Effect {
 		known++
 		if since := now - h.BeatAt - m.p.Stale; since > 0 {
 			silent++
-			if since <= brakeWindow {
+			if since <= m.p.BrakeWindow {
 				together++
 			}
 		}
 	}
+	most := m.p.BrakeShare * float64(known)
 	switch {
-	case !m.panic && known >= brakeHives && together*2 > known:
+	case !m.panic && known >= m.p.BrakeHives && float64(together) > most:
 		m.panic = true
 		return []Effect{{Kind: EffectPanicOn}}
-	case m.panic && silent*2 <= known:
+	case m.panic && float64(silent) <= most:
 		m.panic = false
 		return []Effect{{Kind: EffectPanicOff}}
 	}

@@ -47,7 +47,8 @@ type worker struct {
 type hive struct {
 	Hive
 	suspected bool            // by others than this registry, since its last beat
-	changes   []time.Duration // of its coarse state, for flap damping
+	away      bool            // it is not heard, or suspected
+	changes   []time.Duration // when it went away or came back, for flap damping
 	heldUntil time.Duration
 }
 

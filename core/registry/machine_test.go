@@ -220,6 +220,54 @@ func TestFlappingHiveIsHeldSuspect(t *testing.T) {
 	}
 }
 
+// TestAHiveThatWasAwayOnce: an absence is one change and its end another, however bad it got in between. Two changes are no flapping.
+func TestAHiveThatWasAwayOnce(t *testing.T) {
+	for _, away := range []time.Duration{14 * time.Second, 25 * time.Second, 50 * time.Second, 3 * time.Minute} {
+		w := newWorld(t)
+		w.hive("h1", boot)
+		w.pass(20*time.Second, "h1", "w1")
+		w.pass(away, "w1")
+		w.hive("h1", boot)
+		if h, _ := w.m.Snapshot(w.now).Hive("h1"); h.Liveness != contract.LivenessAlive {
+			t.Errorf("a hive that was away for %s once and beats again is %s", away, h.Liveness)
+		}
+	}
+}
+
+// TestFlapAndBrakeParameters: other numbers than the defaults are obeyed.
+func TestFlapAndBrakeParameters(t *testing.T) {
+	w := newWorld(t)
+	w.m = New(Params{FlapChanges: 2, FlapWindow: 30 * time.Second, FlapHold: 20 * time.Second}, w.now)
+	w.pass(20*time.Second, "h1")
+	w.pass(14 * time.Second)
+	w.hive("h1", boot)
+	state := func() contract.Liveness { h, _ := w.m.Snapshot(w.now).Hive("h1"); return h.Liveness }
+	if state() != contract.LivenessSuspect {
+		t.Errorf("after two changes, which are flapping here, the hive is %s", state())
+	}
+	if w.pass(25*time.Second, "h1"); state() != contract.LivenessAlive {
+		t.Errorf("25 s later the hive is %s", state())
+	}
+
+	for _, c := range []struct {
+		p     Params
+		brake bool
+	}{
+		{Params{}, true},                              // two of three
+		{Params{BrakeShare: 0.7}, false},              // two of three are not more than 70 %
+		{Params{BrakeHives: 4}, false},                // three hives are too few
+		{Params{BrakeWindow: time.Nanosecond}, false}, // nothing is together
+	} {
+		b := newWorld(t)
+		b.m = New(c.p, b.now)
+		b.pass(20*time.Second, "h1", "h2", "h3")
+		b.pass(20*time.Second, "h1")
+		if on := b.m.Snapshot(b.now).Panic; on != c.brake {
+			t.Errorf("%+v: the brake is on: %v", c.p, on)
+		}
+	}
+}
+
 func TestBrake(t *testing.T) {
 	w := newWorld(t)
 	w.pass(20*time.Second, "h1", "h2", "h3", "w1")
