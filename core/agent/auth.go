@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"net/http"
 	"net/http/pprof"
 	"time"
@@ -57,6 +58,14 @@ func (g guard) hiveServer(class httpd.Class, r *http.Request) error {
 		}
 	case httpd.ClassHive:
 		if g.hive.Equal(token) {
+			return nil
+		}
+	case httpd.ClassPeer: // what the ticket opens, the hive looks at
+		_, err := secret.OpenTicket(g.hive, token, time.Now())
+		if errors.Is(err, secret.ErrTicketExpired) {
+			return fault.New(fault.Denied, "ticket_expired", "The ticket of the request has expired; have the queen give another one, and compare the clocks of the machines.").WithStatus(http.StatusUnauthorized)
+		}
+		if err == nil {
 			return nil
 		}
 	}

@@ -301,6 +301,19 @@ func inspect(path, name, role string) (*gguf.Info, error) {
 	return inspectOpen(f, name, role)
 }
 
+// OpenBlob opens a file of the store by its digest. Without one, it is fault.NotFound with the code blob_not_found.
+func (s *Store) OpenBlob(sha256 string) (*os.File, error) {
+	missing := fault.New(fault.NotFound, "blob_not_found", "The store of this hive has no file with that digest.")
+	if !validDigest(sha256) {
+		return nil, missing
+	}
+	f, err := openRegular(s.blobPath(sha256))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, missing
+	}
+	return f, err
+}
+
 // openRegular opens a regular file; what is at the end of path must be no link.
 func openRegular(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) // a FIFO must not block

@@ -136,7 +136,8 @@ type WorkerSpawn struct {
 	SpawnKey   string            `json:"spawn_key,omitempty"`
 	Generation int64             `json:"generation,omitempty"` // at most MaxGeneration
 	QueenURLs  []string          `json:"queen_urls,omitempty"`
-	Wait       bool              `json:"wait,omitempty"` // queen only: the job ends when the worker is Ready
+	Wait       bool              `json:"wait,omitempty"`  // queen only: the job ends when the worker is Ready
+	Peers      []Peer            `json:"peers,omitempty"` // to a hive only: where to fetch the model before its origin, at most MaxPeers
 }
 
 // MaxSlots is the number of requests that a worker may be asked to run at once: as many as llama.cpp can tell apart, beside the
@@ -189,6 +190,7 @@ type ArtifactRef struct {
 	Operation string `json:"operation"`
 	Reference string `json:"reference"`
 	HiveID    string `json:"hive_id,omitempty"` // default: every hive for reads and deletes, the local one for fetches
+	Peers     []Peer `json:"peers,omitempty"`   // ModelDownload to a hive only: where to fetch the model before its origin, at most MaxPeers
 }
 
 // Bounds of ModelSearch.

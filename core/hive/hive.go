@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -35,6 +36,7 @@ type Artifacts interface {
 	Model(ref string) (contract.Model, error)
 	RemoveModel(ref string) error
 	ModelPath(ctx context.Context, m contract.Model) (string, error)
+	OpenBlob(sha256 string) (*os.File, error) // the caller closes it
 	InstallEngine(ctx context.Context, ref string, devices []contract.Device, report func(action, message string, p *contract.Progress)) (contract.Engine, error)
 	Engines() ([]contract.Engine, error)
 	Engine(ref string) (contract.Engine, error)
@@ -86,6 +88,7 @@ type Hive struct {
 	devices     devices
 	keys        keyLocks
 	patterns    patterns
+	sending     chan struct{} // holds one token for each file that is being sent to another hive
 
 	// Background work ends with background, which Run cancels when it ends.
 	background context.Context
@@ -128,7 +131,7 @@ func New(o Options) (*Hive, error) {
 	}
 	h := &Hive{
 		opts: o, log: o.Log, host: host, boot: boot, incarnation: time.Now().UnixNano(),
-		devices: devices{look: o.Devices, turn: make(chan struct{}, 1)}, patterns: newPatterns(),
+		devices: devices{look: o.Devices, turn: make(chan struct{}, 1)}, patterns: newPatterns(), sending: make(chan struct{}, maxSending),
 		jobs: job.New(job.Options{NodeID: o.NodeID, Log: o.Log, Ended: func(j contract.Job) {
 			o.Metrics.Job(j.Operation, string(j.State))
 			if o.Changed != nil && !contract.IsRead(j.Operation) {
@@ -208,6 +211,8 @@ func (h *Hive) Routes() []httpd.Route {
 		{Pattern: "GET /metrics", Class: httpd.ClassMetrics, Timeout: requestTimeout, Handler: h.opts.Metrics.Handler()},
 		{Pattern: "GET /v1/hive", Class: hive, Timeout: requestTimeout, Handler: http.HandlerFunc(h.serveBeat)},
 		{Pattern: "GET /v1/inventory", Class: hive, Timeout: requestTimeout, Handler: http.HandlerFunc(h.serveInventory)},
+		{Pattern: "GET /v1/blobs", Class: httpd.ClassPeer, Timeout: requestTimeout, Handler: http.HandlerFunc(h.serveBlobs)},
+		{Pattern: "GET /v1/blobs/{sha256}", Class: httpd.ClassPeer, Handler: http.HandlerFunc(h.serveBlob)},
 		{Pattern: "POST /v1/jobs", Class: hive, BodyLimit: maxJobBody, Timeout: requestTimeout, Handler: h.jobs.SubmitHandler(h.dispatch)},
 		{Pattern: "GET /v1/jobs", Class: hive, Timeout: requestTimeout, Handler: h.jobs.ListHandler()},
 		{Pattern: "GET /v1/jobs/{id}", Class: hive, Timeout: requestTimeout, Handler: h.jobs.GetHandler()},

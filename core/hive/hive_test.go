@@ -24,7 +24,7 @@ func TestDocumentIsComplete(t *testing.T) {
 		"WorkerDeleted": contract.WorkerDeleted{}, "WorkerLogLines": contract.WorkerLogLines{}, "WorkerExit": contract.WorkerExit{},
 		"Process": contract.Process{}, "JobAccepted": contract.JobAccepted{}, "Job": contract.Job{}, "Narration": contract.Narration{},
 		"Progress": contract.Progress{}, "JobDoneEvent": contract.JobDoneEvent{}, "JobFailedEvent": job.FailedEvent{}, "ErrorBody": contract.ErrorBody{},
-		"Error": contract.Error{}, "ArtifactRef": contract.ArtifactRef{}, "WorkerRef": contract.WorkerRef{}, "WorkerKind": contract.WorkerKind{}, "State": state{},
+		"Error": contract.Error{}, "ArtifactRef": contract.ArtifactRef{}, "WorkerRef": contract.WorkerRef{}, "WorkerKind": contract.WorkerKind{}, "Peer": contract.Peer{}, "State": state{},
 	} {
 		doc.Fields(t, name, v)
 	}

@@ -112,7 +112,12 @@ func checkSearch(r contract.ModelSearch) error {
 	return nil
 }
 
-func checkArtifact(r contract.ArtifactRef) error { return checkReference(r.Reference) }
+func checkArtifact(r contract.ArtifactRef) error {
+	if err := checkReference(r.Reference); err != nil {
+		return err
+	}
+	return checkPeers(r.Peers)
+}
 
 func (h *Hive) checkDelete(op contract.WorkerDelete) error {
 	switch {

@@ -18,6 +18,7 @@ type store struct {
 	models  map[string]contract.Model
 	engines map[string]contract.Engine
 	pulls   int
+	blobs   string // folder of files by their digests
 }
 
 func missing(code, ref string) error {

@@ -104,10 +104,32 @@ func checkSpawn(p patterns, s contract.WorkerSpawn) error {
 			return invalid("queen_urls", "The queen's address %q is not a URL such as http://127.0.0.1:7833.", q)
 		}
 	}
+	if err := checkPeers(s.Peers); err != nil {
+		return err
+	}
 	if err := checkEnv(p, s.Env); err != nil {
 		return err
 	}
 	return checkArgs(p, s.Args)
+}
+
+// checkPeers validates the hives that a queen names. Tickets are not shown.
+func checkPeers(peers []contract.Peer) error {
+	if len(peers) > contract.MaxPeers {
+		return invalid("peers", "At most %d other hives can be named; %d were.", contract.MaxPeers, len(peers))
+	}
+	for _, p := range peers {
+		u, err := url.Parse(p.URL)
+		switch {
+		case err != nil || !plain(p.URL, maxKey) || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "":
+			return invalid("peers", "The address %q of another hive is not a URL such as http://10.0.0.2:7835.", cut(p.URL, 80))
+		case !plain(p.HiveID, maxKey) || p.Name != "" && !plain(p.Name, maxKey) || !plain(p.Model, maxArg) || p.Model != peers[0].Model:
+			return invalid("peers", "The hive %q is not named with its id, its name and the model that all of them have.", cut(p.HiveID, 64))
+		case !plain(p.Ticket, maxArg):
+			return invalid("peers", "The ticket for the hive %q is missing, too long, or holds characters that no ticket has.", cut(p.HiveID, 64))
+		}
+	}
+	return nil
 }
 
 func checkEnv(p patterns, env map[string]string) error {

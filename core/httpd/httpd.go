@@ -32,6 +32,7 @@ const (
 	ClassAdmin     Class = "admin"     // operators
 	ClassWorker    Class = "worker"    // workers, and the queen's calls to one
 	ClassHive      Class = "hive"      // hives, and the queen's calls to one
+	ClassPeer      Class = "peer"      // hives that a queen gave a ticket for this one
 	ClassMetrics   Class = "metrics"   // scrapers
 )
 
@@ -119,7 +120,7 @@ func (s *Server) add(rt *Route) (err error) {
 	switch {
 	case !ok || method == "" || !strings.HasPrefix(p, "/") || p == "/":
 		return errors.New(`the pattern needs a method and a path, such as "GET /healthz"`)
-	case !slices.Contains([]Class{ClassOpen, ClassInference, ClassAdmin, ClassWorker, ClassHive, ClassMetrics}, rt.Class):
+	case !slices.Contains([]Class{ClassOpen, ClassInference, ClassAdmin, ClassWorker, ClassHive, ClassPeer, ClassMetrics}, rt.Class):
 		return fmt.Errorf("the class %q does not exist", rt.Class)
 	case hasBody(method) && rt.BodyLimit == 0:
 		return errors.New("the body limit is missing")

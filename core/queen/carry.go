@@ -146,7 +146,7 @@ func (q *Queen) spawnFor(ctx context.Context, id string, b pending, w *wish) {
 
 func (q *Queen) spawnPlanned(ctx context.Context, n *job.Narrator, id string, b pending, w *wish) (contract.WorkerSpawned, error) {
 	a := b.action
-	r := &spawning{q: q, n: n, automatic: true, begun: true, kind: w.Worker, slot: b.slot(), spec: contract.WorkerSpawn{Model: b.model, Devices: []string{a.Place.Device}}}
+	r := &spawning{q: q, n: n, automatic: true, begun: true, kind: w.Worker, slot: b.slot(), from: a.From, spec: contract.WorkerSpawn{Model: b.model, Devices: []string{a.Place.Device}}}
 	refused := func(err error) (contract.WorkerSpawned, error) {
 		q.step(registry.SpawnFailed{WorkerID: id, Slot: r.slot, Reason: fault.As(err).Code, Jitter: jitter()})
 		return contract.WorkerSpawned{}, err

@@ -104,6 +104,7 @@ func (r *spawning) take(a *placement.Action, modelID string) error {
 	if e := q.dir.Load().model(modelID); e != nil {
 		r.model = e.model
 	}
+	r.from = a.From
 	r.spec.HiveID, r.spec.Devices, r.spec.WorkerID = r.hive.Beat.ID, []string{a.Place.Device}, mintID(r.kind)
 	if def := q.settings().Defaults[r.kind.Name]; def.Context == 0 && r.model != nil && a.Context > 0 && a.Context < r.model.ContextLength {
 		r.spec.Context = a.Context // more does not fit

@@ -48,6 +48,7 @@ type fakeHive struct {
 	gpus    []contract.Device // as they are now
 	procs   map[string]*fakeWorker
 	specs   []contract.WorkerSpawn
+	pulls   []contract.ArtifactRef
 	ops     []string
 	pid     int
 	memory  contract.Bytes // of the machine
@@ -203,7 +204,13 @@ func (h *fakeHive) perform(ctx context.Context, n *job.Narrator, op string, body
 		if h.hold != nil {
 			<-h.hold
 		}
+		h.mu.Lock()
+		h.pulls = append(h.pulls, ref)
+		h.mu.Unlock()
 		id := ref.Reference + "@0123456789ab"
+		if len(ref.Peers) > 0 {
+			id = ref.Peers[0].Model
+		}
 		h.withModel(id, ref.Reference)
 		return contract.Model{ID: id, References: []string{ref.Reference}, Vendor: "v", Format: "gguf"}, nil
 	case contract.OpModelSearch:

@@ -32,7 +32,7 @@ type removed struct {
 
 // download has a hive fetch a model: the one that was named, or the local one. The reference may be a name of the configuration.
 func (q *Queen) download(ctx context.Context, ref contract.ArtifactRef, say func(contract.Narration)) (contract.Model, error) {
-	l, _, err := q.chosen(ref.HiveID)
+	l, h, err := q.chosen(ref.HiveID)
 	if err != nil {
 		return contract.Model{}, err
 	}
@@ -40,6 +40,10 @@ func (q *Queen) download(ctx context.Context, ref contract.ArtifactRef, say func
 	ref.Reference = orElse(q.dir.Load().sources[ref.Reference], ref.Reference)
 	if !contract.IsReference(ref.Reference) {
 		return contract.Model{}, notFound(ref.Reference)
+	}
+	ref.Peers = nil // only a queen has tickets
+	if ids := q.dir.Load().names[ref.Reference]; len(ids) > 0 {
+		ref.Peers = q.peers(ids[0], h, "")
 	}
 	m, err := forward[contract.Model](ctx, l, ref, say)
 	if err == nil {

@@ -43,6 +43,7 @@ type spawning struct {
 	existing  bool   // the worker is not this spawn's, and is never ended by it
 	name      string // of the model, as the request has it
 	demand    bool   // a request wants it: it is ended when nobody uses it, or when others need its memory more
+	from      string // the hive that is asked first for a model that has to be fetched; empty: any
 
 	link  *link
 	hive  registry.Hive
@@ -137,6 +138,7 @@ func (r *spawning) start(ctx context.Context) (contract.WorkerSpawned, error) {
 // ask has the hive start a worker that the registry was told of. What comes of it the registry is told too.
 func (r *spawning) ask(ctx context.Context, spec contract.WorkerSpawn) (contract.WorkerSpawned, error) {
 	q := r.q
+	spec.Peers = q.peers(spec.Model, r.hive, r.from)
 	r.n.Info("spawn", "starting worker %s for %s with %s on %s of %s", spec.WorkerID, spec.Model, r.kind.Name, r.slot.Device, r.hive.Beat.Name)
 	var out contract.WorkerSpawned
 	var err error
@@ -153,6 +155,9 @@ func (r *spawning) ask(ctx context.Context, spec contract.WorkerSpawn) (contract
 		}
 		q.step(registry.SpawnFailed{WorkerID: spec.WorkerID, Slot: r.slot, Reason: fault.As(err).Code, Jitter: jitter()})
 		return out, err
+	}
+	if len(spec.Peers) > 0 {
+		r.link.update(ctx) // it has the model now
 	}
 	if out.Existing && out.WorkerID != spec.WorkerID {
 		r.n.Info("spawn", "worker %s with the same key %s is running already", out.WorkerID, spec.SpawnKey)
