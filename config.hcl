@@ -52,7 +52,8 @@ queen {
   # agent is started with --insecure-i-know. APIARY_ADDR beats it for an agent that a command starts.
   listen = "127.0.0.1:7833"
 
-  # Hives that this queen knows. List of URLs. Default: the hive of this machine.
+  # Hives that this queen asks, beside those that it hears of by gossip; a reload takes changes over. List of URLs. Default: the hive
+  # of this machine.
   hives = ["http://127.0.0.1:7835"]
 
   heartbeat {

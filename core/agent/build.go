@@ -112,6 +112,7 @@ func (a *assembly) take(o Options, cfg *config.Config, changed func(string) bool
 	}
 	if changed("queen") {
 		a.gateway.SetLimits(gatewayLimits(cfg.Queen))
+		a.queen.SetHives(a.hives(cfg))
 	}
 	if changed("model") || changed("worker") || changed("deployment") {
 		a.queen.Reconfigure(queen.Settings{Models: models(cfg), Workers: kinds(cfg), Defaults: spawnDefaults(cfg), Deployments: cfg.Shared()})
@@ -170,19 +171,10 @@ func (a *assembly) buildHive(o Options, n node, m *metrics.Metrics) error {
 func (a *assembly) buildQueen(o Options, n node, m *metrics.Metrics) error {
 	cfg := o.Config
 	log := o.Log.With("role", "queen")
-	hives := slices.Clone(cfg.Queen.Hives)
-	if a.hiveURL != "" {
-		if !cfg.Queen.HivesSet {
-			hives = nil // the default names the usual port of the hive of this agent, which may have another one
-		}
-		if !slices.Contains(hives, a.hiveURL) {
-			hives = append([]string{a.hiveURL}, hives...)
-		}
-	}
 	var gw *gateway.Gateway
 	var err error
 	a.queen, err = queen.New(queen.Options{
-		NodeID: n.id, Name: cfg.Agent.Name, Version: o.Version, URL: a.queenURL, ClusterKey: n.cluster, Hives: hives,
+		NodeID: n.id, Name: cfg.Agent.Name, Version: o.Version, URL: a.queenURL, ClusterKey: n.cluster, Hives: a.hives(cfg),
 		Models: models(cfg), Workers: kinds(cfg), Defaults: spawnDefaults(cfg), Deployments: cfg.Shared(), Registry: registryParams(cfg), Interval: cfg.Queen.Heartbeat.Interval, ReadyAfter: cfg.Queen.Detection.ReadyAfter,
 		Home: cfg.Home, IdleTTL: idleTTL, Reserve: cfg.Hive.Reserve.Memory, Drain: cfg.Hive.Drain, Ready: cfg.Hive.Spawn.Ready, ReadyGiB: cfg.Hive.Spawn.ReadyPerGiB, ReadyMax: cfg.Hive.Spawn.ReadyMax,
 		InFlight: func(id string) int { return gw.InFlight(id) }, Queued: func() map[string]int { return gw.Queued() }, Start: a.start, Company: company(o), Members: a.members, ChangeKeys: a.changeKeys,
@@ -199,6 +191,21 @@ func (a *assembly) buildQueen(o Options, n node, m *metrics.Metrics) error {
 	routes := slices.Concat(a.queen.Routes(), gw.Routes(), profiling(), []httpd.Route{a.reloader.route()})
 	a.queenServer, err = a.server(o, routes, a.guard.queen, "queen")
 	return err
+}
+
+// hives are the hives that the configuration names, and this agent's own.
+func (a *assembly) hives(cfg *config.Config) []string {
+	hives := slices.Clone(cfg.Queen.Hives)
+	if a.hiveURL == "" {
+		return hives
+	}
+	if !cfg.Queen.HivesSet {
+		hives = nil // the default names the usual port of the hive of this agent, which may have another one
+	}
+	if !slices.Contains(hives, a.hiveURL) {
+		hives = append([]string{a.hiveURL}, hives...)
+	}
+	return hives
 }
 
 // server makes the HTTP server of a role. Its inference requests are waited for when the agent stops.

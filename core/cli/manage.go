@@ -242,7 +242,7 @@ func (a *app) configCommand() *cobra.Command {
 	reload := &cobra.Command{Use: "reload", Short: "Have the running agent read its configuration again", Args: argCount(0, 0, "")}
 	reload.Long = reload.Short + `.
 
-It takes over models, workers, deployments, the log level, and the limits of waiting and of repetitions, and says what needs a restart.
+It takes over models, workers, deployments, queen.hives, the log level, and the limits of waiting and of repetitions, and says what needs a restart.
 env() gives what the agent was started with. A file with a mistake changes nothing. SIGHUP does the same to an agent that does not run in a terminal.`
 	reload.RunE = interruptible(func(ctx context.Context, _ []string) error { return a.reload(ctx) })
 	return a.holder("config", "Check, show and reload the configuration", validate, show, reload)

@@ -15,7 +15,7 @@ import (
 
 // liveOptions are the options that a running agent takes over.
 func liveOptions() []string {
-	return []string{"agent.log.level",
+	return []string{"agent.log.level", "queen.hives",
 		"queen.retry.attempts", "queen.retry.budget", "queen.retry.budget_min", "queen.timeouts.first_token", "queen.timeouts.stall",
 		"queen.limits.queue_per_model", "queen.limits.queue_wait", "queen.limits.load_wait"}
 }

@@ -176,7 +176,7 @@ func (q *Queen) checkAddress(w contract.WorkerInfo, peer string) error {
 	if err == nil && sameHost(w.Address, from) {
 		return nil
 	}
-	for _, base := range q.o.Hives {
+	for _, base := range *q.configured.Load() {
 		if sameHost(w.Address, hostOf(base)) {
 			return nil
 		}

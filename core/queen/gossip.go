@@ -119,7 +119,7 @@ func (q *Queen) forgetLinks() {
 	links := *q.links.Load()
 	now := slices.DeleteFunc(slices.Clone(links), func(l *link) bool {
 		l.mu.Lock()
-		old := l.gossip && time.Since(l.seenAt) > limit
+		old := l.gossip && time.Since(l.seenAt) > limit && !slices.Contains(*q.configured.Load(), l.base)
 		l.mu.Unlock()
 		if old {
 			l.end()

@@ -124,6 +124,9 @@ func (l *link) poll(ctx context.Context) error {
 		return ctx.Err()
 	}
 	defer func() { <-l.polling }()
+	if l.isOver() {
+		return fault.New(fault.Unavailable, "hive_unavailable", "The hive at %s is not one of this queen any more.", l.base)
+	}
 	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
 	defer cancel()
 	api, id, err := l.identify(ctx)
@@ -201,6 +204,13 @@ func (l *link) known() (string, *client.Client) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.id, l.api
+}
+
+// isOver reports whether the link has been taken out.
+func (l *link) isOver() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.over
 }
 
 func (l *link) hasReported() bool {

@@ -40,7 +40,7 @@ type Options struct {
 	Start      string        // of this run of the agent, for /healthz
 	URL        string        // base URL at which workers reach this queen
 	ClusterKey secret.Secret // from which the secrets of workers and hives are derived
-	Hives      []string      // base URLs of hive APIs that are polled, beside those that HeardHive tells of
+	Hives      []string      // base URLs of hive APIs that are polled, beside those that HeardHive tells of; SetHives changes them
 	Models     []Model
 	Workers    []contract.WorkerKind // worker blocks; the first one that is not echo serves models by default
 	// Defaults are what a spawn that does not say otherwise takes from its worker block, by the name of the block: Devices,
@@ -91,6 +91,8 @@ type Queen struct {
 	snap atomic.Pointer[registry.Snapshot]
 	dir  atomic.Pointer[directory]
 	live atomic.Pointer[Settings]
+	// configured are the base URLs of the hives of the configuration in force.
+	configured atomic.Pointer[[]string]
 
 	mu        sync.Mutex // guards the fields below
 	machine   *registry.Machine
@@ -122,7 +124,7 @@ func New(o Options) (*Queen, error) {
 		return nil, errors.New("a queen needs a node id and a cluster key")
 	}
 	for _, base := range append([]string{o.URL}, o.Hives...) {
-		if u, err := url.Parse(base); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		if !isBase(base) {
 			return nil, fmt.Errorf("%q is not a base URL such as http://127.0.0.1:7833", base)
 		}
 	}
@@ -171,9 +173,15 @@ func New(o Options) (*Queen, error) {
 		links = append(links, newLink(q, base))
 	}
 	q.links.Store(&links)
+	q.configured.Store(&o.Hives)
 	q.snap.Store(q.machine.Snapshot(0))
 	q.dir.Store(q.index(q.snap.Load()))
 	return q, nil
+}
+
+func isBase(base string) bool {
+	u, err := url.Parse(base)
+	return err == nil && u.Host != "" && (u.Scheme == "http" || u.Scheme == "https")
 }
 
 // Run keeps the registry's time and polls the hives until ctx ends. Then it cancels the jobs, waits for them and for its

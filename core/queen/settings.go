@@ -1,6 +1,12 @@
 package queen
 
-import "github.com/apiary-dev/apiary/core/contract"
+import (
+	"context"
+	"slices"
+
+	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/registry"
+)
 
 // Settings are the Options that may change while a queen runs. They are replaced as a whole and never changed.
 type Settings struct {
@@ -25,4 +31,57 @@ func (q *Queen) Reconfigure(s Settings) {
 	q.dir.Store(q.index(q.snap.Load()))
 	q.wake()
 	q.deploy.wake()
+}
+
+// SetHives takes over which hives are configured, by the base URLs of their APIs. New ones are asked from then on; those that are taken
+// out are forgotten, unless the gossip tells of them. It may be called at any time.
+func (q *Queen) SetHives(bases []string) {
+	bases = slices.DeleteFunc(slices.Clone(bases), func(b string) bool { return !isBase(b) })
+	member := map[string]bool{}
+	for _, m := range q.o.Members() {
+		member[m.ID] = m.Hive != "" && m.State != contract.MemberLeft
+	}
+	var out []*link
+	q.mu.Lock()
+	if q.stopped {
+		q.mu.Unlock()
+		return
+	}
+	q.configured.Store(&bases)
+	var links []*link
+	for _, l := range *q.links.Load() {
+		if l.gossip || slices.Contains(bases, l.base) {
+			links = append(links, l)
+			continue
+		}
+		if id, _ := l.known(); id != "" && !member[id] {
+			out = append(out, l)
+		}
+		l.end()
+		l.close()
+	}
+	var made []*link
+	for _, base := range bases {
+		if !slices.ContainsFunc(links, func(l *link) bool { return l.base == base }) {
+			l := newLink(q, base)
+			links, made = append(links, l), append(made, l)
+		}
+	}
+	q.links.Store(&links)
+	for _, l := range made {
+		q.tasks.Go(func() { l.run(q.background) })
+	}
+	q.mu.Unlock()
+	for _, l := range out {
+		q.do(func(ctx context.Context) {
+			select { // until the poll that may be under way is over
+			case l.polling <- struct{}{}:
+				id, _ := l.known()
+				q.step(registry.HiveRemoved{HiveID: id})
+				<-l.polling
+			case <-ctx.Done():
+			}
+		})
+	}
+	q.notify()
 }

@@ -1,6 +1,7 @@
 package queen
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/apiary-dev/apiary/core/contract"
@@ -39,5 +40,52 @@ func TestReconfigure(t *testing.T) {
 	}
 	if s := h.spawned(); len(s) != 2 || s[0].Slots != 0 || s[1].Slots != 7 {
 		t.Errorf("spawned %+v", s)
+	}
+}
+
+// TestSetHives: a hive that is configured while the queen runs is asked from then on, and one that is taken out is forgotten, unless it
+// is known by its beats.
+func TestSetHives(t *testing.T) {
+	h1, h2, h3 := newFakeHive(t, "h1"), newFakeHive(t, "h2").withModel(modelID, modelRef), newFakeHive(t, "h3")
+	members := []contract.Member{{ID: "h3", Hive: h3.url, State: contract.MemberAlive}}
+	a := startQueen(t, Options{Members: func() []contract.Member { return members }}, h1, h3)
+	known := func(want ...string) func() bool {
+		return func() bool {
+			var ids []string
+			for _, h := range a.Snapshot().Hives {
+				ids = append(ids, h.Beat.ID)
+			}
+			slices.Sort(ids)
+			return slices.Equal(ids, want)
+		}
+	}
+	a.until("the first ones are known", known("h1", "h3"))
+	a.SetHives([]string{h1.url, h3.url, h2.url})
+	a.until("the new one is known", known("h1", "h2", "h3"))
+	a.until("it is used", func() bool {
+		h, _ := a.Snapshot().Hive("h2")
+		return h.Inventory != nil && len(h.Inventory.Models) == 1
+	})
+	a.SetHives([]string{h1.url, h3.url, h2.url}) // changes nothing
+	if n := len(*a.links.Load()); n != 3 {
+		t.Errorf("there are %d links", n)
+	}
+	a.SetHives([]string{h1.url})
+	a.until("the one is forgotten, and the member stays", known("h1", "h3"))
+	if n := len(*a.links.Load()); n != 1 {
+		t.Errorf("there are %d links", n)
+	}
+	a.HeardHive(gossipBeat(h3))
+	a.SetHives([]string{h1.url, h3.url}) // known by gossip already
+	if n := len(*a.links.Load()); n != 2 {
+		t.Errorf("there are %d links", n)
+	}
+	a.SetHives([]string{h1.url})
+	if n := len(*a.links.Load()); n != 2 {
+		t.Errorf("a member lost its link: %d", n)
+	}
+	a.SetHives([]string{h1.url, "nonsense"})
+	if n := len(*a.links.Load()); n != 2 {
+		t.Errorf("a base URL that is none has a link: %d", n)
 	}
 }

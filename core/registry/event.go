@@ -21,6 +21,10 @@ type HiveBeat struct{ Beat contract.HiveBeat }
 // beat, and nothing worse.
 type HiveSuspected struct{ HiveID string }
 
+// HiveRemoved says that a hive does not belong to the cluster any more. It is forgotten, until it beats again; its workers, if there are
+// any, go on being judged by their own beats.
+type HiveRemoved struct{ HiveID string }
+
 // HiveInventory is a hive's inventory. It is kept as it is and must not change any more.
 type HiveInventory struct{ Inventory *contract.Inventory }
 

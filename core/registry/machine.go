@@ -232,6 +232,15 @@ func (e HiveSuspected) apply(m *Machine, now time.Duration) []Effect {
 	return m.judgeHive(now, h)
 }
 
+func (e HiveRemoved) apply(m *Machine, _ time.Duration) []Effect {
+	h := m.hives[e.HiveID]
+	if h == nil {
+		return nil
+	}
+	delete(m.hives, e.HiveID)
+	return []Effect{{Kind: EffectHive, HiveID: e.HiveID, From: h.Liveness, To: contract.LivenessLost}}
+}
+
 func (e HiveInventory) apply(m *Machine, _ time.Duration) []Effect {
 	h := m.hives[e.Inventory.HiveID]
 	if h == nil {

@@ -475,3 +475,23 @@ func TestSnapshotIsImmutable(t *testing.T) {
 		t.Errorf("a snapshot changed:\n%s", d)
 	}
 }
+
+// TestRemovedHive is forgotten at once, its worker goes on by its own beats, and a beat makes it known again.
+func TestRemovedHive(t *testing.T) {
+	w := newWorld(t)
+	w.hive("h1", boot)
+	w.beat("w1", contract.StatusReady)
+	if fx := w.step(HiveRemoved{HiveID: "h1"}); len(fx) != 1 || fx[0].Kind != EffectHive || fx[0].To != contract.LivenessLost {
+		t.Errorf("%+v", fx)
+	}
+	if _, ok := w.m.Snapshot(w.now).Hive("h1"); ok || len(w.serving()) != 1 {
+		t.Errorf("it is known: %v, and %v serve", ok, w.serving())
+	}
+	if fx := w.step(HiveRemoved{HiveID: "h1"}); len(fx) != 0 {
+		t.Errorf("a second time: %+v", fx)
+	}
+	w.hive("h1", boot)
+	if h, ok := w.m.Snapshot(w.now).Hive("h1"); !ok || h.Liveness != contract.LivenessAlive {
+		t.Errorf("%+v %v", h, ok)
+	}
+}
