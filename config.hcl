@@ -42,6 +42,10 @@ gossip {
   # or "dns:NAME:PORT", all addresses of a name; the port may be left out. Default: none. `apiary agent --join` adds to it.
   join = []
 
+  # Between two tries to reach again who is configured or was there within a day and is missing, ± a third. Time, 1s to 1h.
+  # Default: "15s".
+  rejoin = "15s"
+
   # What encrypts the gossip, the same on all machines: `apiary keygen` makes one, file("gossip.key") reads it. Text of at least 32
   # characters. Default: null, which on loopback follows from secrets/cluster.key and off loopback is refused.
   key = null
@@ -86,6 +90,25 @@ queen {
 
     # A queen answers /readyz with 200 after this long at the latest, also when not all its hives reported. Time. Default: "6s".
     ready_after = "6s"
+
+    # A hive that goes away or comes back so often within the window is suspect for the time of flap_hold. Number. Default: 3.
+    flap_changes = 3
+
+    # The window in which they are counted. Time. Default: "1m".
+    flap_window = "1m"
+
+    # For so long such a hive is used only where nothing better is left. Time. Default: "1m".
+    flap_hold = "1m"
+
+    # When more than this share of the hives falls silent within the window, it is this queen that is cut off, most likely: nothing is
+    # replaced until they are back. Fraction above 0, up to 1. Default: 0.5.
+    brake_share = 0.5
+
+    # The window of that. Time. Default: "10s".
+    brake_window = "10s"
+
+    # With fewer hives than this it does not happen. Number. Default: 3.
+    brake_hives = 3
   }
 
   # A request is sent again, to another worker first, only where it cannot have been executed.
@@ -145,6 +168,28 @@ queen {
 
     # Connections that are open at once. Number, 16 to 1,000,000. Default: 8192.
     connections = 8192
+  }
+
+  # When workers are added, ended and replaced. The blocks deployment say how many there may be.
+  placement {
+    # A worker that requests for a model without a deployment started is ended after this long without one. Time; "0s" means never.
+    # Default: "15m".
+    idle_ttl = "15m"
+
+    # Requests have waited without a break for this long: another replica is started. Time. Default: "10s".
+    scale_up = "10s"
+
+    # After a replica became ready, no other one is added for this long. Time. Default: "30s".
+    settle = "30s"
+
+    # One replica fewer would have done for this long: one is ended. Time. Default: "5m".
+    scale_down = "5m"
+
+    # The successor of a worker has served for this long before that worker is ended. Time. Default: "10s".
+    warm = "10s"
+
+    # A worker that has been idle for this long may be evicted for another deployment of the same priority. Time. Default: "1m".
+    evict_idle = "1m"
   }
 }
 

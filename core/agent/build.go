@@ -25,6 +25,7 @@ import (
 	"github.com/apiary-dev/apiary/core/hive"
 	"github.com/apiary-dev/apiary/core/httpd"
 	"github.com/apiary-dev/apiary/core/metrics"
+	"github.com/apiary-dev/apiary/core/placement"
 	"github.com/apiary-dev/apiary/core/process"
 	"github.com/apiary-dev/apiary/core/queen"
 	"github.com/apiary-dev/apiary/core/registry"
@@ -32,9 +33,6 @@ import (
 	pluginhost "github.com/apiary-dev/apiary/plugins/host"
 	"github.com/apiary-dev/apiary/workers/llama/bundle"
 )
-
-// idleTTL is how long a worker that a request started may be without one, as a deployment's default is.
-const idleTTL = 15 * time.Minute
 
 // assembly is an agent that is built and not running.
 type assembly struct {
@@ -176,7 +174,7 @@ func (a *assembly) buildQueen(o Options, n node, m *metrics.Metrics) error {
 	a.queen, err = queen.New(queen.Options{
 		NodeID: n.id, Name: cfg.Agent.Name, Version: o.Version, URL: a.queenURL, ClusterKey: n.cluster, Hives: a.hives(cfg),
 		Models: models(cfg), Workers: kinds(cfg), Defaults: spawnDefaults(cfg), Deployments: cfg.Shared(), Registry: registryParams(cfg), Interval: cfg.Queen.Heartbeat.Interval, ReadyAfter: cfg.Queen.Detection.ReadyAfter,
-		Home: cfg.Home, IdleTTL: idleTTL, Reserve: cfg.Hive.Reserve.Memory, Drain: cfg.Hive.Drain, Ready: cfg.Hive.Spawn.Ready, ReadyGiB: cfg.Hive.Spawn.ReadyPerGiB, ReadyMax: cfg.Hive.Spawn.ReadyMax,
+		Home: cfg.Home, IdleTTL: cfg.Queen.Placement.IdleTTL, Placement: placementParams(cfg), Reserve: cfg.Hive.Reserve.Memory, Drain: cfg.Hive.Drain, Ready: cfg.Hive.Spawn.Ready, ReadyGiB: cfg.Hive.Spawn.ReadyPerGiB, ReadyMax: cfg.Hive.Spawn.ReadyMax,
 		InFlight: func(id string) int { return gw.InFlight(id) }, Queued: func() map[string]int { return gw.Queued() }, Start: a.start, Company: company(o), Members: a.members, ChangeKeys: a.changeKeys,
 		Dial: a.network.dial, Metrics: m, Log: log,
 	})
@@ -258,9 +256,18 @@ func registryParams(cfg *config.Config) registry.Params {
 	d, out, r := cfg.Queen.Detection, cfg.Queen.Outlier, cfg.Hive.Restart
 	p := registry.DefaultParams()
 	p.Stale, p.Suspect, p.Down, p.Lost, p.Forget, p.Grace, p.PauseAfter = d.Stale, d.Suspect, d.Down, d.Lost, d.Forget, d.StartupGrace, d.SelfPause
+	p.FlapChanges, p.FlapWindow, p.FlapHold = d.FlapChanges, d.FlapWindow, d.FlapHold
+	p.BrakeShare, p.BrakeWindow, p.BrakeHives = d.BrakeShare, d.BrakeWindow, d.BrakeHives
 	p.OutlierFailures, p.OutlierBase, p.OutlierMax, p.SlowStart = out.Failures, out.Ejection, out.MaxEjection, out.SlowStart
 	p.Backoff, p.HealthyAfter, p.CrashLimit, p.CrashWindow, p.CrashLoopWait, p.OOMRestarts = r.Backoff, r.Reset, r.Crashes, r.Window, r.Hold, r.OOM
 	return p
+}
+
+func placementParams(cfg *config.Config) placement.Params {
+	p := cfg.Queen.Placement
+	out := placement.DefaultParams()
+	out.EvictIdle, out.ScaleUp, out.Settle, out.ScaleDown, out.Warm, out.Drain = p.EvictIdle, p.ScaleUp, p.Settle, p.ScaleDown, p.Warm, cfg.Hive.Drain
+	return out
 }
 
 func gatewayLimits(q config.Queen) gateway.Limits {

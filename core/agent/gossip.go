@@ -39,7 +39,7 @@ func (a *assembly) buildGossip(o Options, n node, l *listeners) error {
 		Self:     gossip.Self{NodeID: n.id, Start: a.start, Name: cfg.Agent.Name, Version: o.Version, Queen: a.queenURL, Hive: a.hiveURL},
 		Listener: l.gossip, Packets: l.packets, Dial: a.network.dial, Advertise: at, Join: slices.Concat(cfg.Gossip.Join, o.Join), Keys: keys,
 		PeersFile: filepath.Join(home, "state", peersFile), Answers: a.network.answers,
-		Interval: cfg.Queen.Heartbeat.Interval, Metrics: a.metrics, Log: o.Log.With("role", "gossip"),
+		Interval: cfg.Queen.Heartbeat.Interval, Rejoin: cfg.Gossip.Rejoin, Metrics: a.metrics, Log: o.Log.With("role", "gossip"),
 	}
 	if a.hive != nil {
 		g.Beat = a.hive.Beat

@@ -77,6 +77,7 @@ type Gossip struct {
 	Bind    string        // host:port, for TCP and UDP
 	BindSet bool          // the file sets bind; otherwise an agent that finds the port taken uses a free one
 	Join    []string      // host:port, dns:host[:port]
+	Rejoin  time.Duration // between two tries to join again who is missing, ± a third
 	Key     secret.Secret // "": one that follows from the cluster key, on loopback only
 }
 
@@ -91,6 +92,7 @@ type Queen struct {
 	Outlier   Outlier
 	Timeouts  Timeouts
 	Limits    Limits
+	Placement Placement
 }
 
 // Heartbeat is the block queen.heartbeat.
@@ -108,6 +110,13 @@ type Detection struct {
 	SelfPause    time.Duration // a tick later than this shifts every age by the delay
 	StartupGrace time.Duration // after the start nothing becomes down
 	ReadyAfter   time.Duration // a queen is ready then, also with hives that did not report
+
+	FlapChanges int // of a hive that goes away or comes back
+	FlapWindow  time.Duration
+	FlapHold    time.Duration // it is suspect for so long
+	BrakeShare  float64       // of the hives; more that fall silent at once are not believed
+	BrakeWindow time.Duration
+	BrakeHives  int // at least
 }
 
 // Retry is the block queen.retry: sending a request again that cannot have been executed.
@@ -140,6 +149,16 @@ type Limits struct {
 	QueueWait     time.Duration
 	LoadWait      time.Duration
 	Connections   int
+}
+
+// Placement is the block queen.placement: the waits before workers are added, ended or replaced.
+type Placement struct {
+	IdleTTL   time.Duration // of workers that requests started; 0: never
+	ScaleUp   time.Duration
+	Settle    time.Duration
+	ScaleDown time.Duration
+	Warm      time.Duration
+	EvictIdle time.Duration
 }
 
 // Hive is the block hive.

@@ -133,6 +133,68 @@ func TestFullConfiguration(t *testing.T) {
 	}
 }
 
+// TestWaitsOfPlacement: what a file says of detection, of the gossip and of placement arrives, and what cannot be is refused.
+func TestWaitsOfPlacement(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.hcl")
+	load := func(text string) (*Config, error) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return Load(Options{Path: path, Env: environment(nil)})
+	}
+	c, err := load(`gossip {
+  rejoin = "30s"
+}
+queen {
+  detection {
+    flap_changes = 5
+    flap_window  = "2m"
+    flap_hold    = "3m"
+    brake_share  = 0.75
+    brake_window = "20s"
+    brake_hives  = 5
+  }
+  placement {
+    idle_ttl   = 0
+    scale_up   = "1s"
+    settle     = "2s"
+    scale_down = "3s"
+    warm       = "4s"
+    evict_idle = "5s"
+  }
+}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := defaults().Queen.Detection
+	want.FlapChanges, want.FlapWindow, want.FlapHold, want.BrakeShare, want.BrakeWindow, want.BrakeHives = 5, 2*time.Minute, 3*time.Minute, 0.75, 20*time.Second, 5
+	if c.Queen.Detection != want || c.Gossip.Rejoin != 30*time.Second {
+		t.Errorf("%+v, rejoin %s", c.Queen.Detection, c.Gossip.Rejoin)
+	}
+	if p := (Placement{ScaleUp: time.Second, Settle: 2 * time.Second, ScaleDown: 3 * time.Second, Warm: 4 * time.Second, EvictIdle: 5 * time.Second}); c.Queen.Placement != p {
+		t.Errorf("%+v", c.Queen.Placement)
+	}
+	for _, wrong := range []string{`queen {
+  detection {
+    flap_changes = 1
+  }
+}`, `queen {
+  detection {
+    brake_share = 1.5
+  }
+}`, `queen {
+  placement {
+    scale_up = "0s"
+  }
+}`, `gossip {
+  rejoin = "10ms"
+}`} {
+		if _, err := load(wrong); fault.KindOf(err) != fault.Invalid {
+			t.Errorf("%s: %v", wrong, err)
+		}
+	}
+}
+
 // TestShowRoundTrip: what Show prints is a valid configuration that means the same, but for the secrets, which it hides.
 func TestShowRoundTrip(t *testing.T) {
 	env := environment(map[string]string{"LOCAL": "true"})

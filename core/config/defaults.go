@@ -19,7 +19,7 @@ func defaults() *Config {
 			Roles: []string{RoleQueen, RoleHive},
 			Log:   Log{Level: slog.LevelInfo, Format: "auto"},
 		},
-		Gossip: Gossip{Bind: fmt.Sprintf("127.0.0.1:%d", contract.GossipPort)},
+		Gossip: Gossip{Bind: fmt.Sprintf("127.0.0.1:%d", contract.GossipPort), Rejoin: 15 * time.Second},
 		Queen: Queen{
 			Listen:    fmt.Sprintf("127.0.0.1:%d", contract.QueenPort),
 			Hives:     []string{fmt.Sprintf("http://127.0.0.1:%d", contract.HivePort)},
@@ -28,6 +28,7 @@ func defaults() *Config {
 				Stale: 7500 * time.Millisecond, Suspect: 12500 * time.Millisecond, Down: 17500 * time.Millisecond,
 				Lost: time.Minute, Forget: 24 * time.Hour,
 				SelfPause: 2 * time.Second, StartupGrace: 17500 * time.Millisecond, ReadyAfter: 6 * time.Second,
+				FlapChanges: 3, FlapWindow: time.Minute, FlapHold: time.Minute, BrakeShare: 0.5, BrakeWindow: 10 * time.Second, BrakeHives: 3,
 			},
 			Retry:    Retry{Attempts: 2, Budget: 0.2, BudgetMin: 3, Poison: 10 * time.Minute},
 			Outlier:  Outlier{Failures: 5, Ejection: 30 * time.Second, MaxEjection: 300 * time.Second, SlowStart: 30 * time.Second},
@@ -36,6 +37,7 @@ func defaults() *Config {
 				Body: 10 * contract.MiB, QueuePerModel: 64,
 				QueueWait: 30 * time.Second, LoadWait: 2 * time.Minute, Connections: 8192,
 			},
+			Placement: Placement{IdleTTL: 15 * time.Minute, ScaleUp: 10 * time.Second, Settle: 30 * time.Second, ScaleDown: 5 * time.Minute, Warm: 10 * time.Second, EvictIdle: time.Minute},
 		},
 		Hive: Hive{
 			Listen:      fmt.Sprintf("127.0.0.1:%d", contract.HivePort),

@@ -46,6 +46,7 @@ func gossipSchema(g *Gossip) *block {
 	return &block{name: "gossip", options: []option{
 		text("bind", `An address and a port are needed, for example "127.0.0.1:7834".`, &g.Bind, checkAddress),
 		list("join", `A list of addresses is needed, for example ["10.0.0.5:7834", "dns:apiary.lan"].`, &g.Join, checkJoin),
+		duration("rejoin", &g.Rejoin, time.Second, time.Hour),
 		ownSecret("key", &g.Key),
 	}}
 }
@@ -69,6 +70,12 @@ func queenSchema(q *Queen) *block {
 				duration("self_pause", &q.Detection.SelfPause, 100*time.Millisecond, time.Hour),
 				duration("startup_grace", &q.Detection.StartupGrace, shortest, time.Hour),
 				duration("ready_after", &q.Detection.ReadyAfter, shortest, time.Hour),
+				whole("flap_changes", "changes", 3, &q.Detection.FlapChanges, 2, 1000),
+				duration("flap_window", &q.Detection.FlapWindow, time.Second, day),
+				duration("flap_hold", &q.Detection.FlapHold, time.Second, day),
+				share("brake_share", &q.Detection.BrakeShare),
+				duration("brake_window", &q.Detection.BrakeWindow, time.Second, time.Hour),
+				whole("brake_hives", "hives", 3, &q.Detection.BrakeHives, 2, 100_000),
 			}},
 			{name: "retry", options: []option{
 				whole("attempts", "attempts", 2, &q.Retry.Attempts, 1, 10),
@@ -93,6 +100,14 @@ func queenSchema(q *Queen) *block {
 				duration("queue_wait", &q.Limits.QueueWait, shortest, time.Hour),
 				duration("load_wait", &q.Limits.LoadWait, shortest, day),
 				whole("connections", "connections", 8192, &q.Limits.Connections, 16, 1_000_000),
+			}},
+			{name: "placement", options: []option{
+				duration("idle_ttl", &q.Placement.IdleTTL, 0, 365*day),
+				duration("scale_up", &q.Placement.ScaleUp, shortest, day),
+				duration("settle", &q.Placement.Settle, shortest, day),
+				duration("scale_down", &q.Placement.ScaleDown, shortest, day),
+				duration("warm", &q.Placement.Warm, shortest, day),
+				duration("evict_idle", &q.Placement.EvictIdle, shortest, day),
 			}},
 		},
 	}

@@ -164,7 +164,7 @@ type Past struct {
 	Reason  string        // stable code of the last failure
 }
 
-// Params are the bounds and waits of the rules. The zero value of each field stands for its default.
+// Params are the bounds and waits of the rules. The zero value of each field stands for its default, which DefaultParams gives.
 type Params struct {
 	EvictIdle   time.Duration // 1 m: a worker of the same priority is evicted only when idle for so long
 	ScaleUp     time.Duration // 10 s: requests queue so long before a replica is added
@@ -176,6 +176,9 @@ type Params struct {
 	AutoContext int           // 8,192: where neither the deployment nor the model says
 	AutoSlots   int           // 4: for estimates
 }
+
+// DefaultParams returns the defaults.
+func DefaultParams() Params { return Params{}.withDefaults() }
 
 func (p Params) withDefaults() Params {
 	for _, f := range []struct {
