@@ -160,6 +160,9 @@ queen {
     # Requests that wait for one model; more are refused with 429. Number. Default: 64.
     queue_per_model = 64
 
+    # Of them, requests under one API key that has no number of its own. Number. Default: 16.
+    queue_per_key = 16
+
     # How long a request waits for a free worker. Time. Default: "30s".
     queue_wait = "30s"
 

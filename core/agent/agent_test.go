@@ -15,9 +15,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/core/httpd"
+	"github.com/apiary-dev/apiary/core/keys"
 )
 
 func TestLockIsExclusiveAndReleased(t *testing.T) {
@@ -261,6 +263,51 @@ func TestGuard(t *testing.T) {
 		err := c.check(c.class, r)
 		if got := fault.HTTPStatus(err); (err == nil) != (c.want == allowed) || err != nil && got != c.want {
 			t.Errorf("%s: %v (%d)", c.name, err, got)
+		}
+	}
+	// Once a key was made.
+	keyed := g
+	keyed.keys, keyed.required = &keys.Table{}, func() bool { return true }
+	shown := map[string]string{"": "", "admin.key": admin, "unknown": "apk_aaaaaaaa_" + strings.Repeat("a", 43)}
+	var list []contract.APIKey
+	for _, class := range []string{contract.KeyInference, contract.KeyMetrics, contract.KeyAdmin} {
+		key, k, err := keys.Make(contract.NewKey{Name: class, Class: class}, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		shown[class], list = key.Reveal(), append(list, k)
+	}
+	keyed.keys.Set(list)
+	for class, want := range map[httpd.Class]map[string]int{
+		httpd.ClassInference: {"": denied, "unknown": denied, contract.KeyMetrics: http.StatusForbidden},
+		httpd.ClassMetrics:   {"": denied, "unknown": denied, contract.KeyInference: http.StatusForbidden},
+		httpd.ClassAdmin:     {"": denied, "unknown": denied, contract.KeyInference: http.StatusForbidden, contract.KeyMetrics: http.StatusForbidden},
+	} {
+		for name, token := range shown {
+			for _, header := range []string{"Authorization", "X-Api-Key", "Api-Key", "Cookie", "Basic", "query"} {
+				target := "/"
+				if header == "query" {
+					target = "/?key=" + token + "&api_key=" + token
+				}
+				r := httptest.NewRequest(http.MethodGet, target, nil)
+				expect := want[name]
+				switch header {
+				case "Authorization":
+					r.Header.Set(header, "Bearer "+token)
+				case "Basic":
+					r.SetBasicAuth("", token)
+					expect = denied
+				case "X-Api-Key":
+					r.Header.Set(header, token)
+				default:
+					r.Header.Set(header, token)
+					expect = denied
+				}
+				err := keyed.queen(class, r)
+				if got := fault.HTTPStatus(err); (err == nil) != (expect == allowed) || err != nil && got != expect {
+					t.Errorf("%s with %q in %s: %v (%d)", class, name, header, err, got)
+				}
+			}
 		}
 	}
 	if err := (guard{}).queen(httpd.ClassAdmin, httptest.NewRequest(http.MethodGet, "/", nil)); err == nil {

@@ -6,40 +6,65 @@ import (
 	"net/http/pprof"
 	"time"
 
+	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/httpd"
+	"github.com/apiary-dev/apiary/core/keys"
 	"github.com/apiary-dev/apiary/core/secret"
 )
 
-// guard decides who may call what, while there are no API keys and no certificates: inference is open and its
-// Authorization header is ignored; operators show the admin key; hives are called with the secret derived for them.
+// guard decides who may call what. Until the first API key is made inference is open, and so are metrics where only this machine
+// can connect; from then on both need a key. Operators show the admin key or an API key of the class admin, and may do all that
+// other keys may. Hives are called with the secret derived for them.
 type guard struct {
 	admin    secret.Secret
 	hive     secret.Secret // for calls to this node's hive
 	loopback bool          // only this machine can connect
+	keys     *keys.Table
+	required func() bool // a key was made at some time; nil: there is no queen that would know
 }
 
 // queen authorizes calls to the queen's server. Workers and hives show a secret that depends on who they say they are, so
 // the queen itself compares it, once it has read the body; here it only has to be there.
 func (g guard) queen(class httpd.Class, r *http.Request) error {
-	token := httpd.Bearer(r)
 	switch class {
-	case httpd.ClassOpen, httpd.ClassInference:
+	case httpd.ClassOpen:
 		return nil
+	case httpd.ClassInference:
+		return g.key(r, !g.closed(), contract.KeyInference)
 	case httpd.ClassMetrics:
-		if g.loopback || g.admin.Equal(token) {
-			return nil
-		}
+		return g.key(r, g.loopback && !g.closed(), contract.KeyMetrics)
 	case httpd.ClassAdmin:
-		if g.admin.Equal(token) {
-			return nil
-		}
+		return g.key(r, false, contract.KeyAdmin)
 	case httpd.ClassWorker, httpd.ClassHive:
-		if token != "" {
+		if httpd.Bearer(r) != "" {
 			return nil
 		}
 	}
-	return unauthorized(token)
+	return unauthorized(httpd.Bearer(r))
+}
+
+// closed reports whether callers need keys.
+func (g guard) closed() bool { return g.required != nil && g.required() }
+
+// key authorizes a call that needs a key of a class. Where it is open, what is shown is ignored. The admin key is one of any class.
+func (g guard) key(r *http.Request, open bool, class string) error {
+	shown := httpd.APIKey(r)
+	if open || g.admin.Equal(shown) {
+		return nil
+	}
+	grant, err := g.keys.Check(shown, time.Now())
+	if err != nil && class == contract.KeyAdmin {
+		return unauthorized(shown)
+	}
+	if err != nil {
+		return err
+	}
+	if c := grant.Class(); c != class && c != contract.KeyAdmin {
+		return fault.New(fault.Denied, keys.CodeClass, "The API key %s is of the class %s, and this call needs one of the class %s.", grant.ID(), c, class)
+	}
+	httpd.SetCaller(r, grant)
+	return nil
 }
 
 // hiveServer authorizes calls to the hive's server.

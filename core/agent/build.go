@@ -24,6 +24,7 @@ import (
 	"github.com/apiary-dev/apiary/core/gossip"
 	"github.com/apiary-dev/apiary/core/hive"
 	"github.com/apiary-dev/apiary/core/httpd"
+	"github.com/apiary-dev/apiary/core/keys"
 	"github.com/apiary-dev/apiary/core/metrics"
 	"github.com/apiary-dev/apiary/core/placement"
 	"github.com/apiary-dev/apiary/core/process"
@@ -66,6 +67,7 @@ func build(o Options, n node, at addresses) (*assembly, error) {
 		guard: guard{
 			admin: n.admin, hive: secret.ForHive(n.cluster, n.id),
 			loopback: (at.queen == "" || isLoopback(at.queen)) && (at.hive == "" || isLoopback(at.hive)),
+			keys:     &keys.Table{},
 		},
 	}
 	a.workers.Store(&cfg.Workers)
@@ -176,11 +178,13 @@ func (a *assembly) buildQueen(o Options, n node, m *metrics.Metrics) error {
 		Models: models(cfg), Workers: kinds(cfg), Defaults: spawnDefaults(cfg), Deployments: cfg.Shared(), Registry: registryParams(cfg), Interval: cfg.Queen.Heartbeat.Interval, ReadyAfter: cfg.Queen.Detection.ReadyAfter,
 		Home: cfg.Home, IdleTTL: cfg.Queen.Placement.IdleTTL, Placement: placementParams(cfg), Reserve: cfg.Hive.Reserve.Memory, Drain: cfg.Hive.Drain, Ready: cfg.Hive.Spawn.Ready, ReadyGiB: cfg.Hive.Spawn.ReadyPerGiB, ReadyMax: cfg.Hive.Spawn.ReadyMax,
 		InFlight: func(id string) int { return gw.InFlight(id) }, Queued: func() map[string]int { return gw.Queued() }, Start: a.start, Company: company(o), Members: a.members, ChangeKeys: a.changeKeys,
+		Keys: a.guard.keys,
 		Dial: a.network.dial, Metrics: m, Log: log,
 	})
 	if err != nil {
 		return err
 	}
+	a.guard.required = a.queen.KeysRequired
 	gw = gateway.New(gateway.Options{
 		Directory: a.queen, Secret: func(id string) secret.Secret { return secret.ForWorker(n.cluster, id) },
 		Limits: gatewayLimits(cfg.Queen), Metrics: m, Log: log,
@@ -272,7 +276,7 @@ func placementParams(cfg *config.Config) placement.Params {
 
 func gatewayLimits(q config.Queen) gateway.Limits {
 	return gateway.Limits{
-		Body: q.Limits.Body, QueuePerModel: q.Limits.QueuePerModel, QueueWait: q.Limits.QueueWait, LoadWait: q.Limits.LoadWait,
+		Body: q.Limits.Body, QueuePerModel: q.Limits.QueuePerModel, QueuePerKey: q.Limits.QueuePerKey, QueueWait: q.Limits.QueueWait, LoadWait: q.Limits.LoadWait,
 		FirstToken: q.Timeouts.FirstToken, Stall: q.Timeouts.Stall,
 		Retries: q.Retry.Attempts, RetryShare: q.Retry.Budget, RetryMin: q.Retry.BudgetMin, Poison: q.Retry.Poison,
 	}

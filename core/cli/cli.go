@@ -86,13 +86,14 @@ func wantsJSON(args []string) bool {
 func (a *app) root() *cobra.Command {
 	root := a.holder("apiary", "The machines you already own, as one private AI endpoint",
 		a.agentCommand(), a.runCommand(), a.chatCommand(), a.stopCommand(), a.statusCommand(), a.planCommand(), a.applyCommand(), a.explainCommand(),
-		a.modelCommand(), a.workerCommand(), a.engineCommand(), a.hiveCommand(), a.deviceCommand(), a.memberCommand(), a.jobCommand(),
+		a.modelCommand(), a.workerCommand(), a.engineCommand(), a.hiveCommand(), a.deviceCommand(), a.memberCommand(), a.keyCommand(), a.jobCommand(),
 		a.pluginCommand(), a.credentialCommand(), a.configCommand(), a.keygenCommand(), a.versionCommand(), a.execChildCommand(), a.pluginHostCommand())
 	root.Long = root.Short + ".\n\n`apiary run` is the way in: it starts an agent, fetches an engine and tells a story.\n\n" + exitCodes + `
 
 Environment:
   APIARY_HOME    the data folder
   APIARY_ADDR    the agent that commands talk to, and where one that they start listens (host:port or URL)
+  APIARY_KEY     an API key of the class admin, for an agent whose data folder is on another machine
   APIARY_CONFIG  the configuration file
   NO_COLOR       no colours`
 	root.SilenceUsage, root.SilenceErrors = true, true

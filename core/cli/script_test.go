@@ -44,10 +44,10 @@ func TestScripts(t *testing.T) {
 			}
 			return false, fmt.Errorf("unknown condition %q", name)
 		},
-		Cmds: merged(merged(merged(hubCommands(), registryCommands()), merged(pluginCommands(), toolchainCommands())), map[string]func(*testscript.TestScript, bool, []string){
+		Cmds: merged(keyCommands(), merged(merged(merged(hubCommands(), registryCommands()), merged(pluginCommands(), toolchainCommands())), map[string]func(*testscript.TestScript, bool, []string){
 			"apiary": scriptApiary, "http": scriptHTTP, "listen": scriptListen, "truncated": scriptTruncated,
 			"waitready": scriptWaitReady, "waitworkers": scriptWaitWorkers, "samefield": scriptSameField, "newaddress": scriptNewAddress, "hangup": scriptHangup,
-		}),
+		})),
 	})
 }
 

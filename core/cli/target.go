@@ -33,9 +33,10 @@ const defaultAddress = "127.0.0.1:7833"
 
 // target is the agent that a command means.
 type target struct {
-	base  string // URL
-	home  string // data folder of this user: keys, run file, log
-	given string // the address as --addr or APIARY_ADDR gave it; empty: it was found
+	base  string        // URL
+	home  string        // data folder of this user: keys, run file, log
+	given string        // the address as --addr or APIARY_ADDR gave it; empty: it was found
+	key   secret.Secret // APIARY_KEY; empty: the admin key of the data folder
 }
 
 // conn talks to the queen of an agent.
@@ -50,7 +51,7 @@ func (a *app) target() (target, error) {
 	if err != nil {
 		return target{}, err
 	}
-	t := target{home: home, given: cmp.Or(a.addr, a.getenv("APIARY_ADDR"))}
+	t := target{home: home, given: cmp.Or(a.addr, a.getenv("APIARY_ADDR")), key: secret.Secret(strings.TrimSpace(a.getenv("APIARY_KEY")))}
 	if t.given != "" {
 		if t.base, err = baseURL(t.given); err == nil && strings.HasSuffix(t.base, ":0") {
 			err = badAddress(t.given) // to listen on, but not to talk to
@@ -215,12 +216,15 @@ func (t target) strange() error {
 	return fault.New(fault.Conflict, "not_an_agent", "Something that is not an Apiary agent answers at %s; set APIARY_ADDR to another address, or end that program.", t.base)
 }
 
-// conn makes a client with the admin key of the data folder.
+// conn makes a client with APIARY_KEY, or the admin key of the data folder.
 func (t target) conn() (*conn, error) {
+	if t.key != "" {
+		return &conn{t, client.New(client.Options{Base: t.base, Token: t.key, Explain: t.explain})}, nil
+	}
 	key, err := loadKey(t.home, secret.AdminKeyFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.Denied, "no_admin_key",
-			"The data folder %s has no admin key, so this command may not manage the agent at %s; set APIARY_HOME to that agent's folder.", t.home, t.base)
+			"The data folder %s has no admin key, so this command may not manage the agent at %s; set APIARY_HOME to that agent's folder, or APIARY_KEY to an API key of the class admin.", t.home, t.base)
 	}
 	if err != nil {
 		return nil, err
@@ -232,6 +236,10 @@ func (t target) conn() (*conn, error) {
 func (t target) explain(e *fault.Error) *fault.Error {
 	if e.Code != "invalid_token" {
 		return e
+	}
+	if t.key != "" {
+		return &fault.Error{Kind: e.Kind, Code: e.Code, Status: e.Status, Err: e,
+			Message: fmt.Sprintf("The agent at %s does not take APIARY_KEY; it must be an API key of the class admin that is neither expired nor revoked: `apiary key create NAME --class admin` on the agent's machine makes one.", t.base)}
 	}
 	return &fault.Error{Kind: e.Kind, Code: e.Code, Status: e.Status, Err: e,
 		Message: fmt.Sprintf("The agent at %s belongs to another data folder than %s; set APIARY_HOME to the agent's folder, or APIARY_ADDR to the address of the agent that you mean.", t.base, t.home)}

@@ -78,6 +78,11 @@ func (c *Client) PostJSON(ctx context.Context, path string, in, out any) error {
 	return c.call(ctx, http.MethodPost, path, in, out)
 }
 
+// DeleteJSON deletes path and decodes the answer into out, which may be nil.
+func (c *Client) DeleteJSON(ctx context.Context, path string, out any) error {
+	return c.call(ctx, http.MethodDelete, path, nil, out)
+}
+
 // Stream posts body as JSON to path and returns the answer's body, which the caller closes and which ends with ctx. An answer
 // other than 200 is a *fault.Error.
 func (c *Client) Stream(ctx context.Context, path string, body any) (io.ReadCloser, error) {

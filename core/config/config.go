@@ -146,6 +146,7 @@ type Timeouts struct {
 type Limits struct {
 	Body          contract.Bytes
 	QueuePerModel int
+	QueuePerKey   int
 	QueueWait     time.Duration
 	LoadWait      time.Duration
 	Connections   int

@@ -34,7 +34,7 @@ func defaults() *Config {
 			Outlier:  Outlier{Failures: 5, Ejection: 30 * time.Second, MaxEjection: 300 * time.Second, SlowStart: 30 * time.Second},
 			Timeouts: Timeouts{FirstToken: 120 * time.Second, Stall: time.Minute, Write: 30 * time.Second},
 			Limits: Limits{
-				Body: 10 * contract.MiB, QueuePerModel: 64,
+				Body: 10 * contract.MiB, QueuePerModel: 64, QueuePerKey: 16,
 				QueueWait: 30 * time.Second, LoadWait: 2 * time.Minute, Connections: 8192,
 			},
 			Placement: Placement{IdleTTL: 15 * time.Minute, ScaleUp: 10 * time.Second, Settle: 30 * time.Second, ScaleDown: 5 * time.Minute, Warm: 10 * time.Second, EvictIdle: time.Minute},

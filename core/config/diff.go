@@ -17,7 +17,7 @@ import (
 func liveOptions() []string {
 	return []string{"agent.log.level", "queen.hives",
 		"queen.retry.attempts", "queen.retry.budget", "queen.retry.budget_min", "queen.timeouts.first_token", "queen.timeouts.stall",
-		"queen.limits.queue_per_model", "queen.limits.queue_wait", "queen.limits.load_wait"}
+		"queen.limits.queue_per_model", "queen.limits.queue_per_key", "queen.limits.queue_wait", "queen.limits.load_wait"}
 }
 
 // liveBlocks are the kinds of blocks with a name that a running agent takes over.

@@ -97,6 +97,7 @@ func queenSchema(q *Queen) *block {
 			{name: "limits", options: []option{
 				size("body", "10MiB", &q.Limits.Body, contract.KiB, contract.GiB),
 				whole("queue_per_model", "requests", 64, &q.Limits.QueuePerModel, 1, 100_000),
+				whole("queue_per_key", "requests", 16, &q.Limits.QueuePerKey, 1, 100_000),
 				duration("queue_wait", &q.Limits.QueueWait, shortest, time.Hour),
 				duration("load_wait", &q.Limits.LoadWait, shortest, day),
 				whole("connections", "connections", 8192, &q.Limits.Connections, 16, 1_000_000),

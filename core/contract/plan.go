@@ -18,6 +18,8 @@ type Record struct {
 const (
 	RecordDeployment = "deployment" // Key: its name; Value: a Deployment
 	RecordDrain      = "drain"      // Key: a hive's node id; Value: true
+	RecordKey        = "key"        // Key: its id; Value: an APIKey
+	RecordKeys       = "keys"       // Key: "required"; Value: true, once a key was made
 )
 
 // DeploymentView is a deployment as the queen lists it.

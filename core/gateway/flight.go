@@ -14,6 +14,7 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/httpd"
+	"github.com/apiary-dev/apiary/core/keys"
 	"github.com/apiary-dev/apiary/core/openai"
 )
 
@@ -50,6 +51,8 @@ type flight struct {
 	usage     []byte
 	out       *httpd.Stream // takes the place of w and r once the answer is detached from net/http
 	stopGone  func() bool   // of context.AfterFunc
+	use       *keys.Use     // of the caller's API key; nil without one
+	revoked   *revocation   // likewise
 
 	// What the attempt under way uses.
 	backend    *backend
@@ -77,6 +80,13 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request, a *api) {
 	f := &flight{g: g, w: w, r: r, ctx: r.Context(), api: a, start: time.Now()}
 	f.id = httpd.RequestID(f.ctx)
 	f.sentAt = f.start
+	grant, _ := httpd.Caller(f.ctx).(*keys.Grant)
+	if grant != nil {
+		if err := f.under(grant); err != nil {
+			httpd.WriteError(w, r, err)
+			return
+		}
+	}
 	f.rd.init(&g.reads, f.piece)
 	f.ans.take = f.take
 	g.active.Add(1)
@@ -98,6 +108,9 @@ var errDetach = errors.New("the stream can be detached")
 // detached relays the rest of a stream.
 func (f *flight) detached(ctx context.Context, out *httpd.Stream) {
 	f.w, f.r, f.out = nil, nil, out
+	if f.revoked != nil {
+		ctx = f.revoked.watch(ctx)
+	}
 	f.end(f.resume(ctx))
 }
 
@@ -120,9 +133,15 @@ func (f *flight) end(err error) {
 	}
 	g.metrics.InFlight(-1)
 	status := fault.HTTPStatus(err)
+	tokens := int(f.received.Load()) // about as many as came, where the worker did not get to say
 	if f.usage != nil {
 		prompt, cached, completion := parseUsage(f.usage)
 		g.metrics.Tokens(f.name, prompt, cached, completion)
+		tokens = prompt + completion
+	}
+	if f.use != nil {
+		f.use.End(time.Now(), tokens)
+		defer f.revoked.over()
 	}
 	model := f.name
 	if f.ids == nil { // a name that nobody knows must not become a label
@@ -153,6 +172,9 @@ func (f *flight) run() error {
 		return err
 	}
 	f.ids = t.ModelIDs
+	if f.use != nil && !f.use.Grant().MayAsk(append([]string{f.name}, t.ModelIDs...)...) {
+		return f.use.Grant().ErrModel()
+	}
 	for {
 		if err := g.admit(f); err != nil {
 			return err
@@ -367,6 +389,8 @@ func (f *flight) fail(err error) {
 		f.g.log.Error("request failed", "request_id", f.id, "error", err)
 	}
 	switch {
+	case errors.Is(context.Cause(f.ctx), keys.ErrRevoked):
+		err = keys.ErrGone()
 	case errors.Is(context.Cause(f.ctx), httpd.ErrDraining):
 		err = fault.New(fault.Unavailable, "draining", "The agent is being stopped and the request took longer than it waits; send it again.")
 	case f.ctx.Err() != nil:

@@ -55,6 +55,7 @@ type Limits struct {
 	Body          contract.Bytes // request body; default 10 MiB
 	Response      contract.Bytes // answer that does not stream; default 64 MiB
 	QueuePerModel int            // waiting requests; default 64
+	QueuePerKey   int            // of them under one API key that does not say otherwise; default 16
 	QueueWait     time.Duration  // for a free slot; default 30 s
 	LoadWait      time.Duration  // for a worker that is being started; default 2 min
 	Withhold      time.Duration  // how long a stream's status is held back, so that a refusal can be a real one; default 2 s
@@ -72,6 +73,7 @@ func (l Limits) withDefaults() Limits {
 	l.Body = cmp.Or(l.Body, 10*contract.MiB)
 	l.Response = cmp.Or(l.Response, 64*contract.MiB)
 	l.QueuePerModel = cmp.Or(l.QueuePerModel, 64)
+	l.QueuePerKey = cmp.Or(l.QueuePerKey, 16)
 	l.QueueWait = cmp.Or(l.QueueWait, 30*time.Second)
 	l.LoadWait = cmp.Or(l.LoadWait, 2*time.Minute)
 	l.Withhold = cmp.Or(l.Withhold, 2*time.Second)
@@ -125,13 +127,14 @@ type Gateway struct {
 
 func (g *Gateway) limits() *Limits { return g.bounds.Load() }
 
-// SetLimits takes over the bounds of waiting and of further attempts: QueuePerModel, QueueWait, LoadWait, FirstToken, Stall, Retries,
+// SetLimits takes over the bounds of waiting and of further attempts: QueuePerModel, QueuePerKey, QueueWait, LoadWait, FirstToken, Stall, Retries,
 // RetryShare and RetryMin; the others stay as they were made. They hold for requests that come or begin to wait from now on, and
 // Stall for all. It may be called at any time.
 func (g *Gateway) SetLimits(l Limits) {
 	l = l.withDefaults()
 	next := *g.limits()
-	next.QueuePerModel, next.QueueWait, next.LoadWait, next.FirstToken, next.Stall = l.QueuePerModel, l.QueueWait, l.LoadWait, l.FirstToken, l.Stall
+	next.QueuePerModel, next.QueuePerKey, next.QueueWait, next.LoadWait = l.QueuePerModel, l.QueuePerKey, l.QueueWait, l.LoadWait
+	next.FirstToken, next.Stall = l.FirstToken, l.Stall
 	next.Retries, next.RetryShare, next.RetryMin = l.Retries, l.RetryShare, l.RetryMin
 	g.bounds.Store(&next)
 }

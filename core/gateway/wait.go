@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -13,7 +14,7 @@ import (
 	"github.com/apiary-dev/apiary/core/route"
 )
 
-// queue holds the requests that wait for one model, first come first served. Gateway.mu guards it.
+// queue holds the requests that wait for one model: first come first served, and callers with keys take turns. Gateway.mu guards it.
 type queue struct {
 	waiters []*waiter
 }
@@ -71,6 +72,7 @@ func (g *Gateway) pause(f *flight) error {
 func (g *Gateway) leave(f *flight) {
 	g.mu.Lock()
 	f.backend.inFlight--
+	f.serving(false)
 	waiting := len(g.queues) > 0
 	g.mu.Unlock()
 	if waiting {
@@ -93,7 +95,8 @@ func (g *Gateway) dispatch() {
 
 func (g *Gateway) serveQueue(snap *registry.Snapshot, q *queue) {
 	for len(q.waiters) > 0 {
-		w := q.waiters[0]
+		i := q.next()
+		w := q.waiters[i]
 		ok, reason := g.pick(snap, w.f)
 		if !ok && reason == route.ReasonTried { // another worker would have been better; none came free first
 			w.f.tried = nil
@@ -102,8 +105,7 @@ func (g *Gateway) serveQueue(snap *registry.Snapshot, q *queue) {
 		if !ok {
 			return
 		}
-		q.waiters[0] = nil
-		q.waiters = q.waiters[1:]
+		q.waiters = slices.Delete(q.waiters, i, i+1)
 		w.done = true
 		close(w.granted)
 	}
@@ -139,6 +141,7 @@ func (g *Gateway) pick(snap *registry.Snapshot, f *flight) (ok bool, reason stri
 		w := &workers[which[k]]
 		f.backend = g.backendOf(w)
 		f.backend.inFlight++
+		f.serving(true)
 		f.direct = contains(w.Info.APIs, f.api.name)
 		f.modelName = w.Info.ModelName
 		f.workerProgress = w.Info.Progress
@@ -233,6 +236,12 @@ func (g *Gateway) join(key string, w *waiter) error {
 		return fault.New(fault.Exhausted, "queue_full", "All workers of this model are busy and %d requests are waiting already; try again later.",
 			len(q.waiters)).WithRetryAfter(time.Second)
 	default:
+		if s := w.f.share(); s != nil {
+			if most := cmp.Or(s.Queue(), g.limits().QueuePerKey); q.waitingOf(s) >= most {
+				return fault.New(fault.Exhausted, "queue_per_key", "%d requests of the API key %s wait for this model already (queue_per_key); try again when one has been answered.",
+					most, s.ID()).WithRetryAfter(time.Second)
+			}
+		}
 		q.waiters = append(q.waiters, w)
 	}
 	return nil

@@ -77,19 +77,52 @@ func Bearer(r *http.Request) string {
 	return strings.TrimSpace(v[0][7:])
 }
 
-// requestContext carries a request's id with one allocation.
-type requestContext struct {
-	context.Context
-	id string
+// APIKey returns the API key that a request shows: its bearer token, or else its one x-api-key header; "" where there is none.
+func APIKey(r *http.Request) string {
+	if t := Bearer(r); t != "" {
+		return t
+	}
+	if v := r.Header["X-Api-Key"]; len(v) == 1 && len(r.Header["Authorization"]) == 0 {
+		return strings.TrimSpace(v[0])
+	}
+	return ""
 }
 
-type requestIDType struct{}
+// requestContext carries what belongs to a request with one allocation.
+type requestContext struct {
+	context.Context
+	id     string
+	caller any
+}
+
+type (
+	requestIDType struct{}
+	callerType    struct{}
+)
 
 func (c *requestContext) Value(key any) any {
-	if _, ok := key.(requestIDType); ok {
+	switch key.(type) {
+	case requestIDType:
 		return c.id
+	case callerType:
+		return c
 	}
 	return c.Context.Value(key)
+}
+
+// SetCaller notes who calls, for the handler. It is for Options.Authorize.
+func SetCaller(r *http.Request, caller any) {
+	if c, ok := r.Context().Value(callerType{}).(*requestContext); ok {
+		c.caller = caller
+	}
+}
+
+// Caller returns what Options.Authorize noted of the caller, or nil.
+func Caller(ctx context.Context) any {
+	if c, ok := ctx.Value(callerType{}).(*requestContext); ok {
+		return c.caller
+	}
+	return nil
 }
 
 // RequestID returns the id of the request that ctx belongs to, or "".

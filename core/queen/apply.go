@@ -41,6 +41,7 @@ func (q *Queen) apply(ctx context.Context, n *job.Narrator, list []contract.Depl
 
 // putInForce has the deployments read again and planned for. It returns the time from which a plan knows of them.
 func (q *Queen) putInForce() time.Duration {
+	q.readKeys()
 	q.readWishes()
 	q.mu.Lock()
 	q.dir.Store(q.index(q.snap.Load()))

@@ -18,6 +18,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/job"
+	"github.com/apiary-dev/apiary/core/keys"
 	"github.com/apiary-dev/apiary/core/metrics"
 	"github.com/apiary-dev/apiary/core/placement"
 	"github.com/apiary-dev/apiary/core/registry"
@@ -65,6 +66,7 @@ type Options struct {
 	Queued   func() map[string]int                                             // requests that wait in the gateway, by the first id of their model, or its name; nil: none
 	Metrics  *metrics.Metrics                                                  // nil: nothing is counted
 
+	Keys       *keys.Table                                                // of API keys, which the queen keeps up to date; nil: one of its own
 	Company    bool                                                       // there may be members that have not been heard yet
 	Members    func() []contract.Member                                   // of the cluster; nil: this agent is alone
 	ChangeKeys func(ctx context.Context, change contract.KeyChange) error // of the gossip, at all members; nil: there is none
@@ -114,6 +116,7 @@ type Queen struct {
 	suspects  map[string]bool // hives that the gossip suspects, as the registry was told
 
 	demands demands
+	keyed   atomic.Bool // an API key was made at some time
 	book    *book
 	deploy  *deploying
 }
@@ -163,6 +166,10 @@ func New(o Options) (*Queen, error) {
 	if err := q.book.configure(o.Deployments); err != nil {
 		return nil, err
 	}
+	if q.o.Keys == nil {
+		q.o.Keys = &keys.Table{}
+	}
+	q.readKeys()
 	q.readWishes()
 	q.background, q.stop = context.WithCancel(context.Background())
 	q.jobs = job.New(job.Options{NodeID: o.NodeID, Log: o.Log, Ended: func(j contract.Job) {

@@ -23,7 +23,7 @@ const (
 
 // Routes returns the queen's HTTP surface, without that of the gateway.
 func (q *Queen) Routes() []httpd.Route {
-	return []httpd.Route{
+	return append(q.keyRoutes(), []httpd.Route{
 		{Pattern: "POST /v1/heartbeat", Class: httpd.ClassWorker, BodyLimit: contract.MaxWorkerBeat, Timeout: callTimeout, Handler: http.HandlerFunc(q.heartbeat)},
 		{Pattern: "POST /v1/worker-exits", Class: httpd.ClassHive, BodyLimit: exitBody, Timeout: callTimeout, Handler: http.HandlerFunc(q.workerExit)},
 		{Pattern: "POST /v1/jobs", Class: httpd.ClassAdmin, BodyLimit: jobBody, Timeout: callTimeout, Handler: q.jobs.SubmitHandler(q.dispatch)},
@@ -38,7 +38,7 @@ func (q *Queen) Routes() []httpd.Route {
 			q.count()
 			q.o.Metrics.Handler().ServeHTTP(w, r)
 		})},
-	}
+	}...)
 }
 
 // healthz says that the process is alive, and which one it is.
