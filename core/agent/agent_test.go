@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -287,7 +288,7 @@ func TestGuard(t *testing.T) {
 			for _, header := range []string{"Authorization", "X-Api-Key", "Api-Key", "Cookie", "Basic", "query"} {
 				target := "/"
 				if header == "query" {
-					target = "/?key=" + token + "&api_key=" + token
+					target = "/?key=" + url.QueryEscape(token)
 				}
 				r := httptest.NewRequest(http.MethodGet, target, nil)
 				expect := want[name]
