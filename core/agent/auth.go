@@ -24,7 +24,7 @@ type guard struct {
 	required func() bool // a key was made at some time; nil: there is no queen that would know
 }
 
-// queen authorizes calls to the queen's server. Workers and hives show a secret that depends on who they say they are, so
+// queen authorizes calls to the queen's server. Workers, hives and other queens show a secret that depends on who they say they are, so
 // the queen itself compares it, once it has read the body; here it only has to be there.
 func (g guard) queen(class httpd.Class, r *http.Request) error {
 	switch class {
@@ -36,7 +36,7 @@ func (g guard) queen(class httpd.Class, r *http.Request) error {
 		return g.key(r, g.loopback && !g.closed(), contract.KeyMetrics)
 	case httpd.ClassAdmin:
 		return g.key(r, false, contract.KeyAdmin)
-	case httpd.ClassWorker, httpd.ClassHive:
+	case httpd.ClassWorker, httpd.ClassHive, httpd.ClassQueen:
 		if httpd.Bearer(r) != "" {
 			return nil
 		}

@@ -33,6 +33,7 @@ const (
 	ClassWorker    Class = "worker"    // workers, and the queen's calls to one
 	ClassHive      Class = "hive"      // hives, and the queen's calls to one
 	ClassPeer      Class = "peer"      // hives that a queen gave a ticket for this one
+	ClassQueen     Class = "queen"     // other queens
 	ClassMetrics   Class = "metrics"   // scrapers
 )
 
@@ -120,7 +121,7 @@ func (s *Server) add(rt *Route) (err error) {
 	switch {
 	case !ok || method == "" || !strings.HasPrefix(p, "/") || p == "/":
 		return errors.New(`the pattern needs a method and a path, such as "GET /healthz"`)
-	case !slices.Contains([]Class{ClassOpen, ClassInference, ClassAdmin, ClassWorker, ClassHive, ClassPeer, ClassMetrics}, rt.Class):
+	case !slices.Contains([]Class{ClassOpen, ClassInference, ClassAdmin, ClassWorker, ClassHive, ClassPeer, ClassQueen, ClassMetrics}, rt.Class):
 		return fmt.Errorf("the class %q does not exist", rt.Class)
 	case hasBody(method) && rt.BodyLimit == 0:
 		return errors.New("the body limit is missing")
@@ -261,7 +262,7 @@ func overloaded(rt *Route, w *response, r *http.Request) bool {
 	}
 	w.Header().Set("Connection", "close")
 	switch rt.Class {
-	case ClassOpen, ClassWorker, ClassHive:
+	case ClassOpen, ClassWorker, ClassHive, ClassQueen:
 		return false
 	}
 	WriteError(w, r, fault.New(fault.Unavailable, "too_many_connections",

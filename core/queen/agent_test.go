@@ -39,7 +39,7 @@ func startQueen(t *testing.T, o Options, hives ...*fakeHive) *agent {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.NodeID, o.Name, o.Version, o.ClusterKey = "q1", "queen", "test", clusterKey
+	o.NodeID, o.Name, o.Version, o.ClusterKey = cmp.Or(o.NodeID, "q1"), "queen", "test", clusterKey
 	o.URL = "http://" + ln.Addr().String()
 	o.Interval, o.Metrics = cmp.Or(o.Interval, 200*time.Millisecond), metrics.New()
 	o.Workers = []contract.WorkerKind{{Name: "echo", Adapter: "echo"}, {Name: "llama", Adapter: "native", Source: engineRef}}

@@ -91,7 +91,7 @@ type line struct {
 
 // standing says how the deployments that are meant stand, and whether that is what they should be. err says why it will not come to that.
 func (q *Queen) standing(since time.Duration, meant func(name string) bool) (news []line, settled bool, err error) {
-	s, drained := q.Snapshot(), q.book.drained()
+	s, drained, others := q.Snapshot(), q.book.drained(), q.company.pending()
 	d := q.deploy
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -99,8 +99,10 @@ func (q *Queen) standing(since time.Duration, meant func(name string) bool) (new
 		return nil, false, nil
 	}
 	busy := map[string]bool{}
-	for _, b := range d.pending {
-		busy[b.action.Deployment] = true
+	for _, all := range []map[string]pending{others, d.pending} {
+		for _, b := range all {
+			busy[b.action.Deployment] = true
+		}
 	}
 	ready := map[string]int{}
 	for i := range s.Workers {

@@ -67,9 +67,13 @@ func (q *Queen) carryOut(p *picture, a placement.Action) {
 	b := pending{action: a, model: model, engine: w.Worker.Source, spec: specText(w.spec)}
 	b.fetching = p.dir.model(model) == nil && !strings.HasPrefix(model, echoScheme)
 	id := mintID(w.Worker)
+	elsewhere := false
+	for _, o := range q.company.pending() {
+		elsewhere = elsewhere || o.fetching && o.model == model
+	}
 	q.deploy.mu.Lock()
 	if b.fetching {
-		if q.deploy.fetching[model] {
+		if q.deploy.fetching[model] || elsewhere {
 			q.deploy.mu.Unlock()
 			return
 		}
@@ -226,7 +230,7 @@ func (q *Queen) end(a placement.Action) {
 
 // demandOf answers a request that found no worker of a deployment's model: the next plan knows of it.
 func (q *Queen) demandOf(w *wish, name, key string) registry.Demand {
-	s := q.Snapshot()
+	s, all := q.Snapshot(), q.company.pending()
 	d := q.deploy
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -234,9 +238,11 @@ func (q *Queen) demandOf(w *wish, name, key string) registry.Demand {
 	if at, ok := d.asked[w.Name]; !ok || now-at > time.Second {
 		d.asked[w.Name] = now
 		d.wake()
+		q.company.touch()
 	}
+	maps.Copy(all, d.pending)
 	asked := d.asked[w.Name]
-	for id, b := range d.pending {
+	for id, b := range all {
 		if b.action.Deployment != w.Name {
 			continue
 		}
@@ -271,10 +277,11 @@ func (q *Queen) demandOf(w *wish, name, key string) registry.Demand {
 
 // deploymentViews lists the deployments in force and how they stand.
 func (q *Queen) deploymentViews() []contract.DeploymentView {
-	s := q.Snapshot()
+	s, all := q.Snapshot(), q.company.pending()
 	d := q.deploy
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	maps.Copy(all, d.pending)
 	out := make([]contract.DeploymentView, 0, len(d.wishes))
 	for _, w := range d.wishes {
 		v := contract.DeploymentView{Name: w.Name, Model: w.Model, Replicas: w.Replicas}
@@ -292,7 +299,7 @@ func (q *Queen) deploymentViews() []contract.DeploymentView {
 				v.Ending++
 			}
 		}
-		for id, b := range d.pending {
+		for id, b := range all {
 			if _, beats := s.Worker(id); !beats && b.action.Deployment == w.Name {
 				v.Starting++
 			}

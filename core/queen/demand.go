@@ -43,6 +43,14 @@ func (d *demands) get(key string) *demand {
 	return m
 }
 
+// runs reports whether an attempt for a key runs.
+func (d *demands) runs(key string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m := d.all[key]
+	return m != nil && m.running
+}
+
 // claim makes a running demand that of a pinned id too, once its model is fetched. It reports false when another attempt for the
 // id runs: a request may have seen the fetched model first.
 func (d *demands) claim(m *demand, id string) bool {
@@ -63,7 +71,10 @@ const (
 // Demand makes sure that a worker for the model of that name is being started, and says where that stands. It never blocks and
 // may be called as often as one likes: at most one attempt per model runs, and after one that failed the next waits for the
 // back-off, during which the failure is answered.
-func (q *Queen) Demand(name string) registry.Demand {
+func (q *Queen) Demand(name string) registry.Demand { return q.demand(name, true) }
+
+// demand is Demand. pass is false for a wish that another queen has passed on to this one.
+func (q *Queen) demand(name string, pass bool) registry.Demand {
 	t, err := q.Resolve(name)
 	if err != nil {
 		return registry.Demand{State: registry.DemandImpossible, Err: err}
@@ -83,6 +94,11 @@ func (q *Queen) Demand(name string) registry.Demand {
 	}
 	if w := q.wishFor(dir, key); w != nil {
 		return q.demandOf(w, name, key)
+	}
+	if pass && !q.demands.runs(key) {
+		if out, ok := q.elsewhere(name, key); ok {
+			return out
+		}
 	}
 	q.demands.mu.Lock()
 	defer q.demands.mu.Unlock()

@@ -112,6 +112,9 @@ func (q *Queen) readWishes() {
 	var wishes []*wish
 	for _, d := range q.book.deployments() {
 		w, err := newWish(d)
+		if err == nil {
+			err = checkDeployments([]contract.Deployment{d}) // another queen may have written it
+		}
 		if err != nil {
 			q.log.Error("a deployment cannot be read and is left alone", "deployment", d.Name, "error", err.Error())
 			continue
@@ -226,6 +229,9 @@ func (q *Queen) place(ctx context.Context) {
 // acquainted reports whether the queen knows what runs: it has asked every hive and every worker there, and there are no others that may
 // yet be heard of, or it has listened for long enough.
 func (q *Queen) acquainted() bool {
+	if q.company.leaves() {
+		return false
+	}
 	if !q.young() {
 		return true
 	}
@@ -242,7 +248,11 @@ func (q *Queen) acquainted() bool {
 
 // observe notes who works and where requests wait. It reports whether that makes a plan worth making.
 func (q *Queen) observe() (changed bool) {
-	s, now, queued, dir := q.Snapshot(), q.now(), q.o.Queued(), q.dir.Load()
+	s, now, dir := q.Snapshot(), q.now(), q.dir.Load()
+	queued := q.company.sum(func(st contract.QueenState) map[string]int { return st.Queued })
+	for name, n := range q.o.Queued() {
+		queued[name] += n
+	}
 	d := q.deploy
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -282,9 +292,9 @@ func (q *Queen) observe() (changed bool) {
 // picture is what the queen knows now.
 func (q *Queen) picture() *picture {
 	s, dir, now := q.Snapshot(), q.dir.Load(), q.now()
-	p := &picture{now: now, queens: []string{q.o.NodeID}, snap: s, dir: dir, removed: q.book.removed(), drained: q.book.drained(), verdict: q.verdict,
-		waiting: map[string]int{}, inFlight: q.o.InFlight, reserve: q.o.Reserve, idleTTL: q.o.IdleTTL, params: q.o.Placement}
-	queued := q.o.Queued()
+	p := &picture{now: now, queens: q.company.owners(), snap: s, dir: dir, removed: q.book.removed(), drained: q.book.drained(), verdict: q.verdict,
+		waiting: q.company.sum(func(st contract.QueenState) map[string]int { return st.Waiting }), inFlight: q.o.InFlight, reserve: q.o.Reserve, idleTTL: q.o.IdleTTL, params: q.o.Placement}
+	queued, others := q.o.Queued(), q.company.pending()
 	d := q.deploy
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -295,18 +305,35 @@ func (q *Queen) picture() *picture {
 		began[id] = v.context
 	}
 	p.begun = func(id string) int { return began[id] }
+	for id, b := range others {
+		if _, own := p.pending[id]; !own {
+			p.pending[id] = b
+		}
+	}
+	for name, n := range d.waiting(s, dir, now, queued) {
+		p.waiting[name] += n
+	}
+	return p
+}
+
+// waiting counts the requests at this queen that wait because nobody serves, by deployment. d.mu is held.
+func (d *deploying) waiting(s *registry.Snapshot, dir *directory, now time.Duration, queued map[string]int) map[string]int {
+	out := map[string]int{}
 	for _, w := range d.wishes {
 		id := dir.modelOf(w)
 		if len(s.Serving(id)) > 0 {
 			delete(d.asked, w.Name) // those who asked are served now
 			continue
 		}
+		n := max(queued[id], queued[w.Model])
 		if at, ok := d.asked[w.Name]; ok && now-at <= askedKept {
-			p.waiting[w.Name] = 1
+			n = max(n, 1)
 		}
-		p.waiting[w.Name] = max(p.waiting[w.Name], queued[id], queued[w.Model])
+		if n > 0 {
+			out[w.Name] = n
+		}
 	}
-	return p
+	return out
 }
 
 // replan makes a plan and begins what is this queen's in it.

@@ -153,6 +153,7 @@ func (q *Queen) MembersChanged() {
 			}
 		}
 		q.notify()
+		q.company.touch()
 	})
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/job"
 	"github.com/apiary-dev/apiary/core/registry"
+	"github.com/apiary-dev/apiary/core/run"
 	"github.com/apiary-dev/apiary/core/secret"
 )
 
@@ -219,17 +220,20 @@ func (q *Queen) deleteWorker(ctx context.Context, n *job.Narrator, id string, fo
 		return none, err
 	}
 	if known {
-		q.step(registry.Draining{WorkerID: id, On: true})
+		q.draining(id, true)
+		if q.company.announce(ctx) && !force { // what they have sent on its way arrives
+			_ = run.Sleep(ctx, arriving)
+		}
 		if force {
 			n.Info("drain", "the open requests of worker %s are not waited for", id)
 		} else if err := q.drain(ctx, n, id); err != nil {
-			q.step(registry.Draining{WorkerID: id})
+			q.draining(id, false)
 			return none, err
 		}
 	}
 	if stray {
 		n.Warn("forget", "worker %s belongs to no hive that this queen knows, so nothing is ended: it is taken off the list, and is back when it beats again; end it where it was started", id)
-		q.step(registry.Deleted{WorkerID: id})
+		q.forgetWorker(id)
 		return contract.WorkerDeleted{WorkerID: id, Outcome: "forgotten"}, nil
 	}
 	q.noteDeleted(id, true)
@@ -240,13 +244,16 @@ func (q *Queen) deleteWorker(ctx context.Context, n *job.Narrator, id string, fo
 		if fault.As(err).Code == contract.ConditionUnkillable {
 			q.step(registry.Unkillable{WorkerID: id})
 		} else {
-			q.step(registry.Draining{WorkerID: id})
+			q.draining(id, false)
 		}
 		return none, err
 	}
-	q.step(registry.Deleted{WorkerID: id})
+	q.forgetWorker(id)
 	return out, nil
 }
+
+// arriving is how long a request may be on its way to a worker that another queen chose before it knew that the worker is drained.
+const arriving = 200 * time.Millisecond
 
 // deletedKept is how long a worker's deletion explains the end of its connections.
 const deletedKept = time.Minute
@@ -270,7 +277,7 @@ func (q *Queen) Deleted(id string) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	at, ok := q.deleted[id]
-	return ok && q.now()-at <= deletedKept
+	return ok && q.now()-at <= deletedKept || q.company.ends(id)
 }
 
 // endSurplus deletes a worker as a person would, so that its story can be followed.

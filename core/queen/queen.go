@@ -119,6 +119,7 @@ type Queen struct {
 	keyed   atomic.Bool // an API key was made at some time
 	book    *book
 	deploy  *deploying
+	company *company
 }
 
 // New checks the options and makes a queen. It starts nothing.
@@ -156,6 +157,7 @@ func New(o Options) (*Queen, error) {
 	q.live.Store(&Settings{Models: o.Models, Workers: o.Workers, Defaults: o.Defaults, Deployments: o.Deployments})
 	q.demands.all = map[string]*demand{}
 	q.deploy = newDeploying()
+	q.company = newCompany(q)
 	var err error
 	if q.book, err = openBook(o.Home, o.NodeID); err != nil {
 		return nil, err
@@ -199,8 +201,10 @@ func (q *Queen) Run(ctx context.Context) error {
 	}
 	q.do(q.clock)
 	q.do(q.place)
+	q.do(q.company.run)
 	q.log.Info("queen started", "node", q.o.NodeID, "url", q.o.URL, "hives", len(*q.links.Load()))
 	<-ctx.Done()
+	q.company.leave(ctx)
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeBound)
 	defer cancel()
 	err := q.jobs.Close(end)
@@ -368,6 +372,11 @@ func (q *Queen) act(e registry.Effect) {
 		q.log.Warn("registry changed", append(attrs, "delay", e.Delay)...)
 	case registry.EffectRespawn:
 		if q.planned(e.Slot) { // the plan decides where it runs from now on
+			q.step(registry.Release{Slot: e.Slot})
+			return
+		}
+		if !q.company.tends(e.Slot) {
+			q.log.Info("worker is left to another queen to start again", attrs...)
 			q.step(registry.Release{Slot: e.Slot})
 			return
 		}

@@ -35,6 +35,7 @@ func TestDocumentMatchesTypes(t *testing.T) {
 		"Deployment": contract.Deployment{}, "DeploymentView": contract.DeploymentView{}, "PlanRequest": contract.PlanRequest{}, "PlanView": contract.PlanView{},
 		"PlanItem": contract.PlanItem{}, "PlanStep": contract.PlanStep{}, "Applied": contract.Applied{}, "ExplainRequest": contract.ExplainRequest{}, "Explanation": contract.Explanation{},
 		"PlaceVerdict": contract.PlaceVerdict{}, "HiveDrain": contract.HiveDrain{}, "Replicas": contract.Replicas{}, "PlacementRule": contract.PlacementRule{}, "Expression": contract.Expression{},
+		"QueenSync": contract.QueenSync{}, "QueenState": contract.QueenState{}, "PendingSpawn": contract.PendingSpawn{}, "DemandState": contract.DemandState{}, "TendedSlot": contract.TendedSlot{}, "Record": contract.Record{},
 		"Member": contract.Member{}, "KeyChange": contract.KeyChange{}, "Health": contract.Health{}} {
 		doc.Fields(t, name, v)
 	}

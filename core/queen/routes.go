@@ -26,6 +26,7 @@ func (q *Queen) Routes() []httpd.Route {
 	return append(q.keyRoutes(), []httpd.Route{
 		{Pattern: "POST /v1/heartbeat", Class: httpd.ClassWorker, BodyLimit: contract.MaxWorkerBeat, Timeout: callTimeout, Handler: http.HandlerFunc(q.heartbeat)},
 		{Pattern: "POST /v1/worker-exits", Class: httpd.ClassHive, BodyLimit: exitBody, Timeout: callTimeout, Handler: http.HandlerFunc(q.workerExit)},
+		{Pattern: "POST " + syncPath, Class: httpd.ClassQueen, BodyLimit: contract.MaxQueenSync, Timeout: callTimeout, Handler: q.peerOnly(http.HandlerFunc(q.sync))},
 		{Pattern: "POST /v1/jobs", Class: httpd.ClassAdmin, BodyLimit: jobBody, Timeout: callTimeout, Handler: q.jobs.SubmitHandler(q.dispatch)},
 		{Pattern: "GET /v1/jobs", Class: httpd.ClassAdmin, BodyLimit: noBody, Timeout: callTimeout, Handler: q.jobs.ListHandler()},
 		{Pattern: "GET /v1/jobs/{id}", Class: httpd.ClassAdmin, BodyLimit: noBody, Timeout: callTimeout, Handler: q.jobs.GetHandler()},

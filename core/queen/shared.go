@@ -39,6 +39,12 @@ type book struct {
 	// changed in it since is a wish that may be newer than the records.
 	configured  map[string]string
 	time, count int64 // of the newest record that was made or seen
+	// revs says at which revision of the book each record changed last.
+	revs map[recordKey]int64
+	rev  int64
+	// sum is the digest of all records as it was at sumAt; empty: not known.
+	sum   string
+	sumAt time.Time
 }
 
 type recordKey struct{ kind, key string }
@@ -51,7 +57,7 @@ type sharedState struct {
 
 // openBook reads the records of a data folder. A file that is not there is an empty one.
 func openBook(home, node string) (*book, error) {
-	b := &book{home: home, node: node, records: map[recordKey]contract.Record{}, configured: map[string]string{}}
+	b := &book{home: home, node: node, records: map[recordKey]contract.Record{}, configured: map[string]string{}, revs: map[recordKey]int64{}}
 	if home == "" {
 		return b, nil
 	}
@@ -71,10 +77,8 @@ func openBook(home, node string) (*book, error) {
 		return nil, fault.New(fault.Invalid, "damaged_state_file", "%s cannot be read (%v); restore it, or remove it and run `apiary apply` again.", path, err)
 	}
 	for _, r := range s.Records {
-		b.records[recordKey{r.Kind, r.Key}] = r
-		if cmp.Or(cmp.Compare(r.Time, b.time), cmp.Compare(r.Count, b.count)) > 0 {
-			b.time, b.count = r.Time, r.Count
-		}
+		r.Value = compact(r.Value)
+		b.set(r)
 	}
 	maps.Copy(b.configured, s.Configured)
 	return b, nil
@@ -89,6 +93,9 @@ func (b *book) put(kind, key string, value any) error {
 			return fmt.Errorf("write the record of %s %s: %w", kind, key, err)
 		}
 	}
+	if r.Size() > int(contract.MaxRecords) {
+		return fault.New(fault.Invalid, "record_too_large", "The %s %s takes more than %s and cannot be shared with other queens; make it smaller, or give its workers a file in the place of long values.", kind, quoted(key), contract.MaxRecords)
+	}
 	old, known := b.records[recordKey{kind, key}]
 	if known && old.Deleted == r.Deleted && bytes.Equal(old.Value, r.Value) || !known && r.Deleted {
 		return nil
@@ -99,17 +106,18 @@ func (b *book) put(kind, key string, value any) error {
 		b.count++
 	}
 	r.Time, r.Count = b.time, b.count
-	b.records[recordKey{kind, key}] = r
+	b.set(r)
 	return nil
 }
 
 // save writes the file. b.mu is held.
 func (b *book) save() error {
-	now := time.Now().UnixMilli()
 	s := sharedState{Records: []contract.Record{}, Configured: b.configured}
 	for k, r := range b.records {
-		if r.Deleted && now-r.Time > tombstoneKept.Milliseconds() {
+		if expired(r) {
 			delete(b.records, k)
+			delete(b.revs, k)
+			b.sum = ""
 			continue
 		}
 		s.Records = append(s.Records, r)

@@ -325,8 +325,9 @@ func (r *spawning) failed(x contract.WorkerExit) error {
 func (r *spawning) undo(ctx context.Context, workerID string, id contract.Identity) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoBound)
 	defer cancel()
-	r.q.step(registry.Draining{WorkerID: workerID, On: true}) // its end is no crash
-	defer r.q.step(registry.Deleted{WorkerID: workerID})
+	r.q.noteDeleted(workerID, true)
+	r.q.draining(workerID, true) // its end is no crash
+	defer r.q.forgetWorker(workerID)
 	if id.PID == 0 {
 		list, err := r.link.processes(ctx)
 		if err != nil {

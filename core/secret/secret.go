@@ -130,8 +130,8 @@ func Load(path string) (Secret, error) {
 	return Secret(v), nil
 }
 
-// Derive returns the secret that key gives to label, HMAC-SHA256(key, label) in hex. Labels are "worker:<worker id>" and
-// "hive:<node id>".
+// Derive returns the secret that key gives to label, HMAC-SHA256(key, label) in hex. Labels are "worker:<worker id>",
+// "hive:<node id>" and "queen:<node id>".
 func Derive(key Secret, label string) Secret {
 	m := hmac.New(sha256.New, []byte(key))
 	m.Write([]byte(label))
@@ -143,3 +143,6 @@ func ForWorker(cluster Secret, workerID string) Secret { return Derive(cluster, 
 
 // ForHive derives the secret that the hive API of a node takes, and with which that hive reports exits to queens.
 func ForHive(cluster Secret, nodeID string) Secret { return Derive(cluster, "hive:"+nodeID) }
+
+// ForQueen derives the secret that the queen of a node takes from other queens.
+func ForQueen(cluster Secret, nodeID string) Secret { return Derive(cluster, "queen:"+nodeID) }
