@@ -31,6 +31,7 @@ type Options struct {
 	Insecure   bool            // listen off loopback although there are no keys and certificates
 	Hurry      <-chan struct{} // closed to stop within five seconds instead of draining; nil: never
 	Join       []string        // gossip addresses to join beside those of the configuration
+	Launch     *Launch         // how this process was started, for run/agent.json; nil: not known
 	// Load reads the configuration again, at POST /admin/reload and at each value of Reload. nil: as Config.
 	Load    func() (*config.Config, error)
 	Reload  <-chan struct{} // nil: never
@@ -110,14 +111,18 @@ func Run(ctx context.Context, o Options) error {
 	if o.Started != nil {
 		o.Started()
 	}
-	record := RunFile{NodeID: n.id, Process: me, Roles: cfg.Agent.Roles, Queen: a.queenURL, Hive: a.hiveURL, Version: o.Version, StartedAt: time.Now().UTC()}
+	record := RunFile{NodeID: n.id, Process: me, Roles: cfg.Agent.Roles, Queen: a.queenURL, Hive: a.hiveURL, Version: o.Version, StartedAt: time.Now().UTC(), Launch: o.Launch}
 	if err := writeJSON(runFile, record); err != nil {
 		return err
 	}
 	defer func() { _ = os.Remove(runFile) }()
 	group := run.NewGroup(o.Log, o.Hurry)
 	a.addServices(group, o, &l)
-	return group.Run(ctx)
+	err = group.Run(ctx)
+	if kerr := keepProgram(cfg.Home, o.Launch); kerr != nil {
+		o.Log.Warn("there will be no way back from this upgrade", "error", kerr.Error())
+	}
+	return err
 }
 
 // addServices lists what runs, in the order of starting; stopping is the reverse. So new requests are refused and running

@@ -28,6 +28,7 @@ type RunFile struct {
 	Hive      string            `json:"hive,omitempty"`  // base URL
 	Version   string            `json:"version"`
 	StartedAt time.Time         `json:"started_at"`
+	Launch    *Launch           `json:"launch,omitempty"` // nil: of an agent that did not say
 }
 
 // CodeAlreadyRunning is the code of the conflict that Run returns when another agent holds the data folder.

@@ -85,7 +85,7 @@ func wantsJSON(args []string) bool {
 
 func (a *app) root() *cobra.Command {
 	root := a.holder("apiary", "The machines you already own, as one private AI endpoint",
-		a.agentCommand(), a.runCommand(), a.chatCommand(), a.stopCommand(), a.statusCommand(), a.planCommand(), a.applyCommand(), a.explainCommand(),
+		a.agentCommand(), a.runCommand(), a.chatCommand(), a.stopCommand(), a.upgradeCommand(), a.statusCommand(), a.planCommand(), a.applyCommand(), a.explainCommand(),
 		a.modelCommand(), a.workerCommand(), a.engineCommand(), a.hiveCommand(), a.deviceCommand(), a.memberCommand(), a.keyCommand(), a.jobCommand(),
 		a.pluginCommand(), a.credentialCommand(), a.configCommand(), a.keygenCommand(), a.versionCommand(), a.execChildCommand(), a.pluginHostCommand())
 	root.Long = root.Short + ".\n\n`apiary run` is the way in: it starts an agent, fetches an engine and tells a story.\n\n" + exitCodes + `
@@ -237,8 +237,10 @@ func (a *app) loadConfig() (*config.Config, error) {
 }
 
 // loadAgentConfig reads the configuration as an agent takes it that is started with this command's --addr or APIARY_ADDR.
-func (a *app) loadAgentConfig() (*config.Config, error) {
-	o := config.Options{Path: a.configPath, Embedded: a.embedded, Env: os.LookupEnv, Addr: a.getenv("APIARY_ADDR")}
+func (a *app) loadAgentConfig() (*config.Config, error) { return a.agentConfig(os.LookupEnv) }
+
+func (a *app) agentConfig(env func(string) (string, bool)) (*config.Config, error) {
+	o := config.Options{Path: a.configPath, Embedded: a.embedded, Env: env, Addr: a.getenv("APIARY_ADDR")}
 	if a.addr != "" {
 		o.Addr, o.AddrFrom = a.addr, "--addr"
 	}

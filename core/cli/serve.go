@@ -34,7 +34,11 @@ type agentFlags struct {
 
 // serve runs an agent until it is told to stop.
 func (a *app) serve(f agentFlags) error {
-	cfg, err := a.loadAgentConfig()
+	asked := map[string]bool{}
+	cfg, err := a.agentConfig(func(name string) (string, bool) {
+		asked[name] = true
+		return os.LookupEnv(name)
+	})
 	if err != nil {
 		return err
 	}
@@ -43,6 +47,9 @@ func (a *app) serve(f agentFlags) error {
 		return fmt.Errorf("find this executable: %w", err)
 	}
 	o := agent.Options{Config: cfg, Version: a.version, Executable: own, Insecure: f.insecure, Join: f.join}
+	if o.Launch, err = a.startedAs(own, f, asked); err != nil {
+		return err
+	}
 	if f.dump {
 		return agent.DumpRoutes(a.out, o)
 	}

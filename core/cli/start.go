@@ -26,6 +26,9 @@ import (
 // startLimit bounds the wait for an agent in the background to be ready.
 const startLimit = 10 * time.Second
 
+// endLimit is how long an agent that did not become ready may take to end.
+const endLimit = 5 * time.Second
+
 // ensure returns a client of the agent, which it starts in the background when none runs.
 func (a *app) ensure(ctx context.Context, s *story) (*conn, error) {
 	t, err := a.target()
@@ -78,6 +81,22 @@ type background struct {
 	err   error         // of the process, once ended
 	from  int64         // size of the log before the start
 	pid   int
+	whole *os.Process
+}
+
+// end ends an agent that was started and is no good. nil is none.
+func (b *background) end() {
+	if b == nil {
+		return
+	}
+	for _, s := range []os.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		_ = b.whole.Signal(s) // it does nothing once the process was waited for
+		select {
+		case <-b.ended:
+			return
+		case <-time.After(endLimit):
+		}
+	}
 }
 
 // startAgent starts `apiary agent` in a session of its own, so that closing the terminal does not end it.
@@ -88,15 +107,6 @@ func (a *app) startAgent(t target) (*background, error) {
 	}
 	if err := os.MkdirAll(t.home, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data folder: %w", err)
-	}
-	logFile, err := folder.OpenFile(agent.LogPath(t.home), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open the agent's log: %w", err)
-	}
-	defer func() { _ = logFile.Close() }()
-	st, err := logFile.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("open the agent's log: %w", err)
 	}
 	args := []string{"agent", "--background"}
 	if a.configPath != "" {
@@ -109,23 +119,38 @@ func (a *app) startAgent(t target) (*background, error) {
 	if t.given != "" {
 		args = append(args, "--addr", t.given)
 	}
-	cmd := exec.Command(own, args...)
-	cmd.Dir = t.home // the folder in which this command runs is not kept from being removed
-	cmd.Stdout, cmd.Stderr = logFile, logFile
-	cmd.Env = os.Environ()
+	env := os.Environ()
 	for _, name := range []string{"APIARY_HOME", "APIARY_CONFIG"} {
 		if v := a.getenv(name); v != "" {
 			if v, err = absolute(v); err != nil {
 				return nil, err
 			}
-			cmd.Env = append(cmd.Env, name+"="+v)
+			env = append(env, name+"="+v)
 		}
 	}
+	return launch(t.home, own, args, env)
+}
+
+// launch starts a program as the agent of a data folder, which logs to agent.log.
+func launch(home, program string, args, env []string) (*background, error) {
+	logFile, err := folder.OpenFile(agent.LogPath(home), os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the agent's log: %w", err)
+	}
+	defer func() { _ = logFile.Close() }()
+	st, err := logFile.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("open the agent's log: %w", err)
+	}
+	cmd := exec.Command(program, args...)
+	cmd.Dir = home // the folder in which this command runs is not kept from being removed
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.Env = env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start an agent: %w", err)
 	}
-	b := &background{ended: make(chan struct{}), from: st.Size(), pid: cmd.Process.Pid}
+	b := &background{ended: make(chan struct{}), from: st.Size(), pid: cmd.Process.Pid, whole: cmd.Process}
 	go func() {
 		b.err = cmd.Wait()
 		close(b.ended)
@@ -161,7 +186,7 @@ func (a *app) await(ctx context.Context, t target, b *background) (*conn, error)
 					continue // another command's agent was first
 				}
 			}
-			return nil, b.failure(t)
+			return nil, b.failure(t.home)
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.Canceled) {
 				return nil, ctx.Err()
@@ -174,8 +199,8 @@ func (a *app) await(ctx context.Context, t target, b *background) (*conn, error)
 }
 
 // failure says why a started agent ended, with the kind of its exit code and its own words.
-func (b *background) failure(t target) error {
-	lines := lastLines(agent.LogPath(t.home), b.from, 10)
+func (b *background) failure(home string) error {
+	lines := lastLines(agent.LogPath(home), b.from, 10)
 	kind := fault.Internal
 	if exit, ok := errors.AsType[*exec.ExitError](b.err); ok {
 		for _, k := range []fault.Kind{fault.Invalid, fault.NotFound, fault.Conflict, fault.Unavailable, fault.Exhausted, fault.Denied} {
@@ -189,7 +214,7 @@ func (b *background) failure(t target) error {
 			return fault.New(kind, "agent_failed", "The agent did not start: %s", strings.Join(append([]string{message}, lines[i+1:]...), "\n"))
 		}
 	}
-	return fault.New(kind, "agent_failed", "The agent did not start (%v); its log is %s.%s", b.err, agent.LogPath(t.home), quoted(lines))
+	return fault.New(kind, "agent_failed", "The agent did not start (%v); its log is %s.%s", b.err, agent.LogPath(home), quoted(lines))
 }
 
 func quoted(lines []string) string {

@@ -26,6 +26,8 @@ type Plan struct {
 	Insecure bool // the agent is started with --insecure-i-know
 	// Answers waits until the agent that was started counts as there, and says why it does not. What it refuses is undone.
 	Answers func(ctx context.Context, a Agent) error
+	// Before is told which agent runs, before Upgrade changes anything. It may be nil.
+	Before func(ctx context.Context, a Agent) error
 	// Say is told what is being done. It may be nil.
 	Say func(contract.Narration)
 }
@@ -113,17 +115,22 @@ type undoing struct {
 // installation is there it is brought to the same state: only what differs is written, the agent is restarted only if something
 // was, and workers go on in any case. When a step fails, what was done is undone in reverse order and the error says so.
 func (c *Conn) Install(ctx context.Context, m Machine, p Plan) (Installed, error) {
-	if p.Say == nil {
-		p.Say = func(contract.Narration) {}
-	}
 	in := &installation{c: c, m: m, p: p, l: m.Layout}
-	if need := contract.Bytes(len(p.Program)) + spare; m.Disk > 0 && m.Disk < need {
-		return in.r, fault.New(fault.Exhausted, "disk_full", "The machine %s has %s free where %s goes, and %s are needed; free some space, or choose another folder with --bin-dir.", m.Host, m.Disk, in.l.Bin, need)
+	return in.carryOut(ctx, in.account, in.folders, in.key, in.record, in.config, in.program, in.unit, in.start, in.answers)
+}
+
+// carryOut takes steps, and undoes them where one fails.
+func (in *installation) carryOut(ctx context.Context, steps ...func(context.Context) error) (Installed, error) {
+	if in.p.Say == nil {
+		in.p.Say = func(contract.Narration) {}
 	}
-	err := in.all(ctx)
+	if need := contract.Bytes(len(in.p.Program)) + spare; in.m.Disk > 0 && in.m.Disk < need {
+		return in.r, fault.New(fault.Exhausted, "disk_full", "The machine %s has %s free where %s goes, and %s are needed; free some space, or choose another folder with --bin-dir.", in.m.Host, in.m.Disk, in.l.Bin, need)
+	}
+	err := in.all(ctx, steps)
 	if err == nil {
 		in.say("clean", "removing what was kept to go back")
-		_, err := c.run(context.WithoutCancel(ctx), scriptTimeout, in.script("remove old files", cleanScript), nil)
+		_, err := in.c.run(context.WithoutCancel(ctx), scriptTimeout, in.script("remove old files", cleanScript), nil)
 		if err != nil {
 			in.note("Files that end in .apiary-old could not be removed there.")
 		}
@@ -132,10 +139,8 @@ func (c *Conn) Install(ctx context.Context, m Machine, p Plan) (Installed, error
 	return in.r, in.back(ctx, err)
 }
 
-func (in *installation) all(ctx context.Context) error {
-	for _, step := range []func(context.Context) error{
-		in.account, in.folders, in.key, in.record, in.config, in.program, in.unit, in.start, in.answers,
-	} {
+func (in *installation) all(ctx context.Context, steps []func(context.Context) error) error {
+	for _, step := range steps {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -291,6 +296,9 @@ func (in *installation) program(ctx context.Context) error {
 	want := digest(in.p.Program)
 	if e := in.m.Existing; e != nil && e.SHA256 == want {
 		in.r.Program = "same"
+		if e.Stale { // an installation that was cut off has put it there, and perhaps kept the one before
+			in.later("take back the program", "", `if [ -e "$bin.apiary-old" ]; then back "$bin"; fi`)
+		}
 		return nil
 	}
 	total := uint64(len(in.p.Program))
@@ -316,14 +324,19 @@ case "$code" in
 *) fail wrong_arch "the program does not run there, it ended with $code${said:+: $said}" ;;
 esac
 if [ -e "$bin" ]; then
-  rm -f "$bin.apiary-old"
-  ln "$bin" "$bin.apiary-old" 2>/dev/null || cp -p "$bin" "$bin.apiary-old"
+  if [ -z "$stale" ] || [ ! -e "$bin.apiary-old" ]; then
+    rm -f "$bin.apiary-old"
+    ln "$bin" "$bin.apiary-old" 2>/dev/null || cp -p "$bin" "$bin.apiary-old"
+  fi
   echo put=replaced
 else echo put=new
 fi
 mv -f "$new" "$bin"
 trap - EXIT
-`).set("want", want)
+`).set("want", want).set("stale", "")
+	if e := in.m.Existing; e != nil && e.Stale {
+		s = s.set("stale", "1") // what runs is older than what is there
+	}
 	in.later("remove what arrived", "", `rm -f "$bin.apiary-try"`)
 	out, err := in.c.run(ctx, copyTimeout, s, body)
 	if err != nil {
@@ -425,7 +438,7 @@ fi
 func (in *installation) start(ctx context.Context) error {
 	e := in.m.Existing
 	running := e != nil && e.Running
-	changed := in.r.Program != "same" || in.r.Config == "new" || in.r.Config == "replaced" || in.r.Restarted || running && e.Insecure != in.p.Insecure
+	changed := running && e.Stale || in.r.Program != "same" || in.r.Config == "new" || in.r.Config == "replaced" || in.r.Restarted || running && e.Insecure != in.p.Insecure
 	if !running || changed {
 		in.say("start", "starting the agent")
 		in.r.Restarted = true

@@ -54,6 +54,7 @@ type Layout struct {
 type Existing struct {
 	Layout
 	Running      bool
+	Stale        bool   // the agent that runs was started before the program there was written
 	SHA256       string // of the program; "": it is gone
 	Version      string // what it says of itself; "": it does not run
 	ConfigSHA    string // of the configuration as it was written
@@ -114,7 +115,10 @@ if [ -f "$record" ]; then
     say version "$("$bin" version 2>/dev/null | head -n 1 || true)"
   fi
   pid=$(sed -n 's/^ *"pid": *\([0-9]*\).*/\1/p' "$data/run/agent.json" 2>/dev/null | head -n 1 || true)
-  if [ -n "$pid" ] && grep -q agent "/proc/$pid/cmdline" 2>/dev/null; then echo running=1; fi
+  if [ -n "$pid" ] && grep -q agent "/proc/$pid/cmdline" 2>/dev/null; then
+    echo running=1
+    if [ "$bin" -nt "$data/run/agent.json" ]; then echo stale=1; fi
+  fi
 fi
 `
 
@@ -165,7 +169,7 @@ func read(host, out string) (Machine, error) {
 	}
 	if f["record"] != "" {
 		m.Existing = &Existing{Layout: Layout{Bin: f["record_bin"], Data: f["record_data"], Config: f["record_config"], Unit: f["record_unit"], Service: f["record_service"]},
-			Running: f["running"] == "1", SHA256: f["sha256"], Version: strings.TrimSpace(f["version"]), ConfigSHA: f["record_config_sha256"], ConfigBefore: f["record_config_before"], Insecure: f["record_insecure"] == "true"}
+			Running: f["running"] == "1", Stale: f["stale"] == "1", SHA256: f["sha256"], Version: strings.TrimSpace(f["version"]), ConfigSHA: f["record_config_sha256"], ConfigBefore: f["record_config_before"], Insecure: f["record_insecure"] == "true"}
 	}
 	return m, nil
 }

@@ -105,15 +105,15 @@ func (c *Conn) URL(ctx context.Context, m Machine) string {
 	return "http://" + net.JoinHostPort(f["advertise"], port)
 }
 
-// notInstalled says that there is nothing to start, stop or take away.
-func notInstalled(m Machine) error {
+// NotInstalled says that there is nothing to start, stop or take away.
+func NotInstalled(m Machine) error {
 	return fault.New(fault.NotFound, "not_installed", "There is no hive on %s that `apiary hive install` has put there, for the user %s; install one first, or name the user that it was installed for.", m.Host, m.User)
 }
 
 // Start starts the agent of a machine that Look has looked at, and says whether it was started now.
 func (c *Conn) Start(ctx context.Context, m Machine) (Agent, bool, error) {
 	if m.Existing == nil {
-		return Agent{}, false, notInstalled(m)
+		return Agent{}, false, NotInstalled(m)
 	}
 	if !m.Existing.Running {
 		if _, err := c.run(ctx, startTimeout, m.Layout.script("start the agent", startScript).set("insecure", flag(m.Existing.Insecure)), nil); err != nil {
@@ -127,7 +127,7 @@ func (c *Conn) Start(ctx context.Context, m Machine) (Agent, bool, error) {
 // Stop ends the agent and, unless they are kept, its workers. It returns what the program there said, line by line.
 func (c *Conn) Stop(ctx context.Context, m Machine, keepWorkers bool) ([]string, error) {
 	if m.Existing == nil {
-		return nil, notInstalled(m)
+		return nil, NotInstalled(m)
 	}
 	body := stopScript
 	if !keepWorkers {
@@ -150,7 +150,7 @@ if [ "$service" != none ]; then ctl stop apiary.service; fi
 // With purge the data folder goes too: models, logs, keys, and the account of a system service. It returns what stays, as sentences.
 func (c *Conn) Uninstall(ctx context.Context, m Machine, purge bool) (notes []string, err error) {
 	if m.Existing == nil {
-		return nil, notInstalled(m)
+		return nil, NotInstalled(m)
 	}
 	if _, err := c.Stop(ctx, m, false); err != nil {
 		return nil, err
