@@ -27,33 +27,33 @@ var (
 
 // heartbeat takes a worker's beat, which carries the worker's own secret. The first one is the worker's registration.
 func (q *Queen) heartbeat(w http.ResponseWriter, r *http.Request) {
-	info, err := q.takeBeat(w, r)
+	draining, err := q.takeBeat(w, r)
 	if err != nil {
 		q.o.Metrics.Beat("worker", "refused")
 		httpd.WriteError(w, r, err)
 		return
 	}
-	now, _ := q.Snapshot().Worker(info.ID)
 	q.o.Metrics.Beat("worker", "accepted")
-	httpd.WriteJSON(w, http.StatusOK, contract.HeartbeatReply{Queens: q.queens(), IntervalMS: int(q.o.Interval.Milliseconds()), Draining: now.Draining})
+	httpd.WriteJSON(w, http.StatusOK, contract.HeartbeatReply{Queens: q.queens(), IntervalMS: int(q.o.Interval.Milliseconds()), Draining: draining})
 }
 
-// takeBeat reads a beat and gives it to the registry if its sender may speak for the worker and what it says can be.
-func (q *Queen) takeBeat(w http.ResponseWriter, r *http.Request) (contract.WorkerInfo, error) {
-	var beat contract.Heartbeat
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(contract.MaxWorkerBeat)))
+// takeBeat reads a beat and gives it to the registry if its sender may speak for the worker and what it says can be. It returns whether
+// the worker is being drained.
+func (q *Queen) takeBeat(w http.ResponseWriter, r *http.Request) (draining bool, err error) {
+	body, err := readBeat(w, r)
 	if err != nil {
-		return beat.Worker, httpd.BodyError(err)
+		return false, httpd.BodyError(err)
 	}
-	if err := json.Unmarshal(body, &beat); err != nil {
+	beat, err := decodeBeat(body)
+	if err != nil {
 		if te, ok := errors.AsType[*json.UnmarshalTypeError](err); ok && te.Field != "" {
-			return beat.Worker, invalidBeat(te.Field, "has the wrong type")
+			return false, invalidBeat(te.Field, "has the wrong type")
 		}
-		return beat.Worker, fault.New(fault.Invalid, "invalid_json", "The body is not a heartbeat.")
+		return false, fault.New(fault.Invalid, "invalid_json", "The body is not a heartbeat.")
 	}
-	info := beat.Worker
+	info := &beat.Worker
 	if !workerID.MatchString(info.ID) || !secret.ForWorker(q.o.ClusterKey, info.ID).Equal(httpd.Bearer(r)) {
-		return info, unauthorized("The beat does not carry the secret of the worker it speaks for.")
+		return false, unauthorized("The beat does not carry the secret of the worker it speaks for.")
 	}
 	err = checkWorkerBeat(info)
 	if err == nil {
@@ -61,10 +61,22 @@ func (q *Queen) takeBeat(w http.ResponseWriter, r *http.Request) (contract.Worke
 	}
 	if err != nil {
 		q.log.Warn("beat refused", "worker", info.ID, "field", fault.As(err).Param, "error", err.Error())
-		return info, err
+		return false, err
 	}
 	q.step(registry.Beat{Heartbeat: beat})
-	return info, nil
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.machine.Draining(info.ID), nil
+}
+
+// readBeat reads a body of at most the size of a beat.
+func readBeat(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	if r.ContentLength <= 0 || r.ContentLength > contract.MaxWorkerBeat {
+		return io.ReadAll(http.MaxBytesReader(w, r.Body, contract.MaxWorkerBeat))
+	}
+	body := make([]byte, r.ContentLength)
+	_, err := io.ReadFull(r.Body, body)
+	return body, err
 }
 
 func invalidBeat(field, format string, args ...any) *fault.Error {
@@ -95,15 +107,22 @@ type count struct {
 	least, most int64
 }
 
+func checkText(t text) error {
+	switch {
+	case t.required && t.value == "":
+		return invalidBeat(t.field, "is missing")
+	case len(t.value) > t.most:
+		return invalidBeat(t.field, "is longer than %d bytes", t.most)
+	case contract.HasHidden(t.value):
+		return invalidBeat(t.field, "holds control or format characters")
+	}
+	return nil
+}
+
 func checkFields(texts []text, counts []count) error {
 	for _, t := range texts {
-		switch {
-		case t.required && t.value == "":
-			return invalidBeat(t.field, "is missing")
-		case len(t.value) > t.most:
-			return invalidBeat(t.field, "is longer than %d bytes", t.most)
-		case contract.HasHidden(t.value):
-			return invalidBeat(t.field, "holds control or format characters")
+		if err := checkText(t); err != nil {
+			return err
 		}
 	}
 	for _, n := range counts {
@@ -115,22 +134,13 @@ func checkFields(texts []text, counts []count) error {
 }
 
 // checkWorkerBeat refuses what no worker can be. It returns a *fault.Error whose Param is the field.
-func checkWorkerBeat(w contract.WorkerInfo) error {
-	texts := []text{
+func checkWorkerBeat(w *contract.WorkerInfo) error {
+	err := checkFields([]text{
 		{"worker.model_id", w.ModelID, true, maxText}, {"worker.model_name", w.ModelName, false, maxText},
 		{"worker.device", w.Device, true, maxName}, {"worker.implementation", w.Implementation, true, maxName},
 		{"worker.version", w.Version, false, maxName}, {"worker.hive_id", w.HiveID, false, maxName},
 		{"worker.boot_id", w.BootID, true, maxName}, {"worker.spawn_key", w.SpawnKey, false, maxText},
-	}
-	for field, labels := range map[string][]string{"worker.apis": w.APIs, "worker.capabilities": w.Capabilities} {
-		if len(labels) > maxLabels {
-			return invalidBeat(field, "has more than %d entries", maxLabels)
-		}
-		for _, l := range labels {
-			texts = append(texts, text{field, l, true, maxName})
-		}
-	}
-	err := checkFields(texts, []count{
+	}, []count{
 		{"worker.port", int64(w.Port), 1, math.MaxUint16}, {"worker.pid", int64(w.PID), 1, maxCount},
 		{"worker.contract_version", int64(w.ContractVersion), 1, maxCount}, {"worker.incarnation", w.Incarnation, 1, math.MaxInt64},
 		{"worker.generation", w.Generation, 0, contract.MaxGeneration}, {"worker.context_length", int64(w.ContextLength), 0, maxCount},
@@ -139,6 +149,19 @@ func checkWorkerBeat(w contract.WorkerInfo) error {
 	})
 	if err != nil {
 		return err
+	}
+	for _, list := range []struct {
+		field  string
+		labels []string
+	}{{"worker.apis", w.APIs}, {"worker.capabilities", w.Capabilities}} {
+		if len(list.labels) > maxLabels {
+			return invalidBeat(list.field, "has more than %d entries", maxLabels)
+		}
+		for _, l := range list.labels {
+			if err := checkText(text{list.field, l, true, maxName}); err != nil {
+				return err
+			}
+		}
 	}
 	switch w.Status {
 	case contract.StatusStarting, contract.StatusReady, contract.StatusBusy, contract.StatusStopped:
@@ -157,7 +180,7 @@ func checkWorkerBeat(w contract.WorkerInfo) error {
 // checkAddress refuses a worker that would have requests sent to a host that is not its own: requests carry prompts and the
 // worker's secret. A worker listens where its hive does. One of a hive that is not known (yet), or that was started by hand,
 // listens where its beat comes from, or on a hive of the configuration. peer is the host:port from which the beat came.
-func (q *Queen) checkAddress(w contract.WorkerInfo, peer string) error {
+func (q *Queen) checkAddress(w *contract.WorkerInfo, peer string) error {
 	const field = "worker.address"
 	_, notIP := netip.ParseAddr(w.Address)
 	switch {

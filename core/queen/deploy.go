@@ -266,23 +266,32 @@ func (q *Queen) observe() (changed bool) {
 		u.progress = w.Progress
 		d.used[w.ID] = u
 	}
-	for id := range d.used {
-		if _, ok := s.Worker(id); !ok {
-			delete(d.used, id)
+	if len(d.used) > len(s.Workers) { // each of s has an entry
+		for id := range d.used {
+			if _, ok := s.Worker(id); !ok {
+				delete(d.used, id)
+			}
 		}
 	}
 	q.notePeaks(s)
+	type load struct{ replicas, slots, busy, waiting int }
+	loads := make(map[string]*load, len(d.wishes))
 	for _, w := range d.wishes {
-		replicas, slots, busy, waiting := 0, 0, 0, queued[dir.modelOf(w)]
-		for i := range s.Workers {
-			k := &s.Workers[i]
-			if name, _, onDemand := replicaOf(k.Info.SpawnKey); name != w.Name || onDemand || stateOf(k, d.ending[k.Info.ID]) != placement.StateReady {
-				continue
-			}
-			replicas, slots = replicas+1, slots+max(k.Info.Slots, 1)
-			busy, waiting = busy+max(k.Info.SlotsBusy, q.o.InFlight(k.Info.ID)-k.Info.QueueDepth), waiting+k.Info.QueueDepth
+		loads[w.Name] = &load{waiting: queued[dir.modelOf(w)]}
+	}
+	for i := range s.Workers {
+		k := &s.Workers[i]
+		name, _, onDemand := replicaOf(k.Info.SpawnKey)
+		l := loads[name]
+		if l == nil || onDemand || stateOf(k, d.ending[k.Info.ID]) != placement.StateReady {
+			continue
 		}
-		p := d.pressure[w.Name].Observe(now, replicas, slots, busy, waiting)
+		l.replicas, l.slots = l.replicas+1, l.slots+max(k.Info.Slots, 1)
+		l.busy, l.waiting = l.busy+max(k.Info.SlotsBusy, q.o.InFlight(k.Info.ID)-k.Info.QueueDepth), l.waiting+k.Info.QueueDepth
+	}
+	for _, w := range d.wishes {
+		l := loads[w.Name]
+		p := d.pressure[w.Name].Observe(now, l.replicas, l.slots, l.busy, l.waiting)
 		changed = changed || p != d.pressure[w.Name]
 		d.pressure[w.Name] = p
 	}

@@ -110,7 +110,7 @@ func (q *Queen) greet(ctx context.Context, l *link) {
 				unknown.Add(1)
 				return
 			}
-			if checkWorkerBeat(info) == nil && q.checkAddress(info, "") == nil {
+			if checkWorkerBeat(&info) == nil && q.checkAddress(&info, "") == nil {
 				q.step(registry.Beat{Heartbeat: contract.Heartbeat{Worker: info}})
 			}
 		})

@@ -24,7 +24,8 @@ const (
 // Routes returns the queen's HTTP surface, without that of the gateway.
 func (q *Queen) Routes() []httpd.Route {
 	return append(q.keyRoutes(), []httpd.Route{
-		{Pattern: "POST /v1/heartbeat", Class: httpd.ClassWorker, BodyLimit: contract.MaxWorkerBeat, Timeout: callTimeout, Handler: http.HandlerFunc(q.heartbeat)},
+		// Without a bound of its own: it waits for nothing but the body, for which the server has one, and a timer for each beat costs.
+		{Pattern: "POST /v1/heartbeat", Class: httpd.ClassWorker, BodyLimit: contract.MaxWorkerBeat, Handler: http.HandlerFunc(q.heartbeat)},
 		{Pattern: "POST /v1/worker-exits", Class: httpd.ClassHive, BodyLimit: exitBody, Timeout: callTimeout, Handler: http.HandlerFunc(q.workerExit)},
 		{Pattern: "POST " + syncPath, Class: httpd.ClassQueen, BodyLimit: contract.MaxQueenSync, Timeout: callTimeout, Handler: q.peerOnly(http.HandlerFunc(q.sync))},
 		{Pattern: "POST /v1/jobs", Class: httpd.ClassAdmin, BodyLimit: jobBody, Timeout: callTimeout, Handler: q.jobs.SubmitHandler(q.dispatch)},

@@ -62,24 +62,14 @@ func New(p Params, now time.Duration) *Machine {
 // Step applies an event and returns what it changed, in order.
 func (m *Machine) Step(now time.Duration, ev Event) []Effect { return ev.apply(m, now) }
 
-func (e Beat) apply(m *Machine, now time.Duration) []Effect {
-	info := e.Heartbeat.Worker
-	drop := []Effect{{Kind: EffectDropped, WorkerID: info.ID, HiveID: info.HiveID}}
-	if _, over := m.ended[info.Identity()]; over {
-		return drop
-	}
-	if h := m.hives[info.HiveID]; h != nil && info.BootID != h.Beat.BootID {
-		return drop // of an earlier boot, or of one that the hive itself has not told of yet
-	}
+func (e Beat) apply(m *Machine, now time.Duration) []Effect { return m.beat(now, &e.Heartbeat) }
+
+// beat takes hb by reference: copies of a worker's description make stacks grow, thousands of times a second in a large cluster.
+func (m *Machine) beat(now time.Duration, hb *contract.Heartbeat) []Effect {
+	info := &hb.Worker
 	w := m.workers[info.ID]
-	if w != nil {
-		newer := info.Incarnation > w.Info.Incarnation ||
-			info.Incarnation == w.Info.Incarnation && e.Heartbeat.Sequence > w.Sequence && w.Exit == nil && sameRun(info, w.Info)
-		if !newer {
-			return drop
-		}
-	} else if len(m.workers) >= maxWorkers {
-		return drop
+	if !m.takes(w, hb) {
+		return []Effect{{Kind: EffectDropped, WorkerID: info.ID, HiveID: info.HiveID}}
 	}
 	var fx []Effect
 	if w == nil || info.Incarnation != w.Info.Incarnation {
@@ -90,7 +80,7 @@ func (e Beat) apply(m *Machine, now time.Duration) []Effect {
 	if reach(w.Info.Status) != reach(info.Status) && reach(info.Status) && w.ReadyAt == 0 {
 		w.ReadyAt = max(now, 1)
 	}
-	w.Info, w.Sequence, w.BeatAt = info, e.Heartbeat.Sequence, now
+	w.Info, w.Sequence, w.BeatAt = *info, hb.Sequence, now
 	if changed {
 		fx = append(fx, Effect{Kind: EffectWorker, WorkerID: info.ID, HiveID: info.HiveID, Reason: string(info.Status)})
 	}
@@ -108,8 +98,24 @@ func (e Beat) apply(m *Machine, now time.Duration) []Effect {
 	return fx
 }
 
+// takes reports whether a beat counts, of the worker w where that is known.
+func (m *Machine) takes(w *worker, hb *contract.Heartbeat) bool {
+	info := &hb.Worker
+	if _, over := m.ended[info.Identity()]; over {
+		return false
+	}
+	if h := m.hives[info.HiveID]; h != nil && info.BootID != h.Beat.BootID {
+		return false // of an earlier boot, or of one that the hive itself has not told of yet
+	}
+	if w == nil {
+		return len(m.workers) < maxWorkers
+	}
+	return info.Incarnation > w.Info.Incarnation ||
+		info.Incarnation == w.Info.Incarnation && hb.Sequence > w.Sequence && w.Exit == nil && sameRun(info, &w.Info)
+}
+
 // sameRun reports whether two beats of one incarnation describe the same process. What a process is does not change.
-func sameRun(a, b contract.WorkerInfo) bool {
+func sameRun(a, b *contract.WorkerInfo) bool {
 	return a.Identity() == b.Identity() && a.HiveID == b.HiveID && a.ModelID == b.ModelID
 }
 
@@ -119,7 +125,7 @@ func reach(s contract.WorkerStatus) bool {
 }
 
 // appear makes the entry of a run of a worker that beats for the first time.
-func (m *Machine) appear(now time.Duration, info contract.WorkerInfo) []Effect {
+func (m *Machine) appear(now time.Duration, info *contract.WorkerInfo) []Effect {
 	w := &worker{Worker: Worker{Liveness: contract.LivenessAlive}}
 	w.Info.ID = info.ID
 	sp, begun := m.spawns[info.ID]
@@ -266,6 +272,12 @@ func (e Unkillable) apply(m *Machine, _ time.Duration) []Effect {
 	}
 	w.Condition = contract.ConditionUnkillable
 	return []Effect{{Kind: EffectWorker, WorkerID: e.WorkerID, HiveID: w.Info.HiveID, Reason: contract.ConditionUnkillable}}
+}
+
+// Draining reports whether a worker gets nothing new because it is to end. It is false for one that is not known.
+func (m *Machine) Draining(workerID string) bool {
+	w := m.workers[workerID]
+	return w != nil && w.Draining
 }
 
 // order returns the ids of all workers, ordered. It must not be changed, and removals do not change it.

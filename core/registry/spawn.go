@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -359,16 +360,19 @@ func (m *Machine) respawn(now time.Duration) []Effect {
 	if m.panic {
 		return nil
 	}
-	var fx []Effect
-	for _, slot := range m.slotOrder() {
-		a := m.slots[slot]
-		if a.want <= len(a.live) || a.asked || a.noFit || now < a.loopEnds || now < a.nextAt {
-			continue
+	var missing []Slot // few, of perhaps thousands
+	for slot, a := range m.slots {
+		if a.want > len(a.live) && !a.asked && !a.noFit && now >= a.loopEnds && now >= a.nextAt {
+			missing = append(missing, slot)
 		}
+	}
+	slices.SortFunc(missing, compareSlots)
+	var fx []Effect
+	for _, slot := range missing {
 		if h := m.hives[slot.HiveID]; h != nil && coarse(h.Liveness) == 2 {
 			continue // nobody there to start it; on-demand spawns choose another hive
 		}
-		a.asked = true
+		m.slots[slot].asked = true
 		fx = append(fx, Effect{Kind: EffectRespawn, HiveID: slot.HiveID, Slot: slot})
 	}
 	return fx
@@ -384,16 +388,8 @@ func (m *Machine) pruneSlots(now time.Duration) {
 	}
 }
 
-func (m *Machine) slotOrder() []Slot {
-	return slices.SortedFunc(maps.Keys(m.slots), func(a, b Slot) int {
-		if c := strings.Compare(a.ModelID, b.ModelID); c != 0 {
-			return c
-		}
-		if c := strings.Compare(a.HiveID, b.HiveID); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Device, b.Device)
-	})
+func compareSlots(a, b Slot) int {
+	return cmp.Or(strings.Compare(a.ModelID, b.ModelID), strings.Compare(a.HiveID, b.HiveID), strings.Compare(a.Device, b.Device))
 }
 
 func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
