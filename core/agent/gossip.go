@@ -13,6 +13,7 @@ import (
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/core/gossip"
+	"github.com/apiary-dev/apiary/core/secret"
 )
 
 const peersFile = "members.json" // in the state folder
@@ -24,14 +25,14 @@ func (a *assembly) buildGossip(o Options, n node, l *listeners) error {
 	if err := folder.Make(home, "state"); err != nil {
 		return fmt.Errorf("make the state folder: %w", folder.Full(err, home, "the state folder", 0))
 	}
-	keys, err := gossip.OpenKeyring(n.cluster, cfg.Gossip.Key, filepath.Join(home, "secrets", "gossip.keys"))
+	keys, err := keyring(cfg, n.cluster)
 	if err != nil {
 		return err
 	}
 	if keys.Retired(cfg.Gossip.Key) {
 		o.Log.Warn("gossip.key is a key that was taken out of use; the one in use goes on, write it into the configuration", "configured", gossip.Fingerprint(cfg.Gossip.Key))
 	}
-	at, err := advertisedGossip(cfg, l.gossip)
+	at, err := advertisedGossip(cfg, l.gossip.Addr().String())
 	if err != nil {
 		return err
 	}
@@ -51,9 +52,34 @@ func (a *assembly) buildGossip(o Options, n node, l *listeners) error {
 	return err
 }
 
-// advertisedGossip is where others reach the gossip: at agent.advertise, where that is set and they can reach anything.
-func advertisedGossip(cfg *config.Config, ln net.Listener) (netip.AddrPort, error) {
-	at, err := netip.ParseAddrPort(ln.Addr().String())
+// keyring opens the gossip keys of a data folder.
+func keyring(cfg *config.Config, cluster secret.Secret) (*gossip.Keyring, error) {
+	return gossip.OpenKeyring(cluster, cfg.Gossip.Key, filepath.Join(cfg.Home, "secrets", "gossip.keys"))
+}
+
+// GossipKey is the gossip key that the agent of a data folder uses, or will when it starts: that of the configuration, or the one that took
+// its place while agents ran.
+func GossipKey(cfg *config.Config, cluster secret.Secret) (secret.Secret, error) {
+	k, err := keyring(cfg, cluster)
+	if err != nil {
+		return "", err
+	}
+	return k.InUse(), nil
+}
+
+// GossipAddress is where others reach the gossip of an agent with this configuration.
+func GossipAddress(cfg *config.Config) (netip.AddrPort, error) {
+	at, err := advertisedGossip(cfg, cfg.Gossip.Bind)
+	if err == nil && at.Addr().IsUnspecified() {
+		err = fault.New(fault.Invalid, "no_advertise", "gossip.bind is %q, which is no address that other machines can be told; set agent.advertise to this machine's address.", cfg.Gossip.Bind)
+	}
+	return at, err
+}
+
+// advertisedGossip is where others reach the gossip that listens at an address: at agent.advertise, where that is set and they can
+// reach anything.
+func advertisedGossip(cfg *config.Config, listens string) (netip.AddrPort, error) {
+	at, err := netip.ParseAddrPort(listens)
 	names := advertised(cfg.Agent.Advertise)
 	if err != nil || len(names) == 0 || at.Addr().IsLoopback() {
 		return at, err

@@ -33,7 +33,7 @@ type farMachine struct {
 
 // farOptions says how the machine is.
 type farOptions struct {
-	network  bool   // it has an address of its own, 10.78.<n>.2, and this machine is 10.78.<n>.1
+	network  int    // from 1, each test its own: it has an address of its own, 10.78.<n>.2, and this machine is 10.78.<n>.1; 0: it has none
 	home     string // mount options of the home folder of bee; "": size=512m
 	shell    string // of bee; "": /bin/sh
 	setup    string // more commands, run as root inside before sshd starts
@@ -102,8 +102,8 @@ func newFarMachine(t *testing.T, o farOptions) *farMachine {
 		pub = nil
 	}
 	m.write("authorized", string(pub), 0o644)
-	if o.network {
-		n := os.Getpid() % 250
+	if o.network > 0 {
+		n := (2*os.Getpid() + o.network) % 250
 		m.addr = fmt.Sprintf("10.78.%d.2", n)
 	}
 	addr, err := freeport.Address()
@@ -152,11 +152,11 @@ echo up >%s/up
 exec %s -D -e -f %s/sshd_config
 `, o.home, dir, dir, dir, dir, dir, o.setup, dir, sshd, dir), 0o600)
 	args := []string{"--mount", "--pid", "--fork", "--kill-child=SIGKILL", "--propagation", "private"}
-	if o.network {
+	if o.network > 0 {
 		args = append(args, "--net")
 	}
 	script := "exec sh " + dir + "/init"
-	if o.network {
+	if o.network > 0 {
 		script = fmt.Sprintf("while [ ! -e %s/net ]; do sleep 0.02; done; ip link set lo up; ", dir) + script
 	}
 	cmd := exec.Command("unshare", append(args, "sh", "-c", script)...)
@@ -179,8 +179,8 @@ exec %s -D -e -f %s/sshd_config
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	if o.network {
-		m.connectNetwork()
+	if o.network > 0 {
+		m.connectNetwork(o.network)
 	}
 	m.write("ssh_config", fmt.Sprintf(`Host far
   HostName %s
@@ -221,10 +221,10 @@ Host *
 }
 
 // connectNetwork joins the networks of the two machines by a cable.
-func (m *farMachine) connectNetwork() {
+func (m *farMachine) connectNetwork(n int) {
 	m.t.Helper()
 	here := strings.TrimSuffix(m.addr, "2") + "1"
-	near, far := fmt.Sprintf("apn%d", os.Getpid()%100000), fmt.Sprintf("apf%d", os.Getpid()%100000)
+	near, far := fmt.Sprintf("apn%d.%d", os.Getpid()%100000, n), fmt.Sprintf("apf%d.%d", os.Getpid()%100000, n)
 	inside := ""
 	for deadline := time.Now().Add(10 * time.Second); inside == ""; time.Sleep(10 * time.Millisecond) {
 		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", m.init, m.init)); err == nil {
@@ -274,9 +274,9 @@ func (m *farMachine) there(command string) string {
 	return string(out)
 }
 
-// files lists what the machine has where an installation puts things.
+// files lists what the machine has where an installation puts things, but for what a running agent remembers from time to time.
 func (m *farMachine) files() string {
-	return m.there(`find /home/bee /usr/local/bin /var/lib /etc/apiary /etc/systemd/system -mindepth 1 ! -type s 2>/dev/null | sort`)
+	return m.there(`find /home/bee /usr/local/bin /var/lib /etc/apiary /etc/systemd/system -mindepth 1 ! -type s ! -path '*/apiary/state/*' 2>/dev/null | sort`)
 }
 
 // processes lists what runs there of ours.
@@ -292,8 +292,11 @@ type queenHome struct {
 	env  []string
 }
 
-// newQueen prepares a queen without a hive, with a cluster key. It is not started.
-func newQueen(t *testing.T, at string) *queenHome {
+// newQueen starts a queen without a hive.
+func newQueen(t *testing.T, at string) *queenHome { return newQueenWith(t, at, "") }
+
+// newQueenWith is newQueen with more in its configuration.
+func newQueenWith(t *testing.T, at, more string) *queenHome {
 	t.Helper()
 	home := t.TempDir()
 	addr, err := freeport.Address()
@@ -302,7 +305,7 @@ func newQueen(t *testing.T, at string) *queenHome {
 	}
 	_, port, _ := net.SplitHostPort(addr)
 	q := &queenHome{t: t, home: home, addr: net.JoinHostPort(at, port)}
-	if err := os.WriteFile(filepath.Join(home, "config.hcl"), []byte(fmt.Sprintf("agent {\n  roles = [\"queen\"]\n}\n\nqueen {\n  listen = %q\n  hives  = []\n}\n", q.addr)), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(home, "config.hcl"), []byte(fmt.Sprintf("agent {\n  roles = [\"queen\"]\n}\n\nqueen {\n  listen = %q\n  hives  = []\n}\n%s", q.addr, more)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	q.env = []string{"TMPDIR=" + home, "APIARY_HOME=" + home, "HOME=" + home, "PATH=" + os.Getenv("PATH"), "NO_COLOR=1"}

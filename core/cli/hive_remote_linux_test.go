@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/gossip"
 	"github.com/apiary-dev/apiary/core/testutil/freeport"
 )
 
@@ -53,7 +54,10 @@ func TestHiveLifecycle(t *testing.T) {
 	}
 
 	_, errs = q.apiary(0, install...)
-	wants(t, errs, "installed and started", "http://"+listen, "was added to queen.hives", "no systemd")
+	wants(t, errs, "installed and started", "http://"+listen, "was added to queen.hives", "lists the hive as alive", "no systemd")
+	if strings.Contains(errs, "gossip") {
+		t.Errorf("on one machine nobody needs more gossip: %s", errs)
+	}
 	wants(t, far.there("stat -c %a%U /home/bee/.local/share/apiary/secrets/cluster.key /home/bee/.local/share/apiary /home/bee/.local/bin/apiary"), "600bee", "700bee", "755bee")
 	key, err := os.ReadFile(filepath.Join(q.home, "secrets", "cluster.key"))
 	if err != nil || far.there("cat /home/bee/.local/share/apiary/secrets/cluster.key") != string(key) {
@@ -63,9 +67,7 @@ func TestHiveLifecycle(t *testing.T) {
 		t.Errorf("files of the installation were left: %s", files)
 	}
 
-	// The queen that starts with the new configuration has it, and a worker runs there.
-	q.stop()
-	q.start()
+	// The queen has it at once, and a worker runs there.
 	out, _ = q.apiary(0, append(install, "--json")...)
 	wants(t, out, `"listed": true`, `"restarted": false`, `"program": "same"`, `"config": "same"`)
 	id, _ := q.apiary(0, "worker", "spawn", "echo:far", "--worker", "echo")
@@ -105,6 +107,9 @@ func TestHiveLifecycle(t *testing.T) {
 	files := far.files()
 	if strings.Contains(files, "bin/apiary") || !strings.Contains(files, "secrets/cluster.key") || far.processes() != "" {
 		t.Errorf("after uninstall there are %s %s", files, far.processes())
+	}
+	if out, _ := q.apiary(0, "hive", "list", "--json"); strings.Contains(out, listen) {
+		t.Errorf("the queen still lists it: %s", out)
 	}
 	_, errs = q.apiary(fault.ExitCode(&fault.Error{Kind: fault.NotFound}), append([]string{"hive", "uninstall", "far"}, at...)...)
 	wants(t, errs, "There is no hive on far")
@@ -247,9 +252,6 @@ func TestHiveInstallFailures(t *testing.T) {
 
 	// An upgrade that fails leaves what was there running, with its workers.
 	q.apiary(0, append(append([]string{"hive", "install"}, at...), far2...)...)
-	q.stop()
-	q.start()
-	q.apiary(0, append(append([]string{"hive", "install", "--json"}, at...), far2...)...)
 	id, _ := q.apiary(0, "worker", "spawn", "echo:far", "--worker", "echo")
 	before = far.files()
 	for name, args := range map[string][]string{"another program": append(far2, "--binary", "/bin/false"), "another port that is taken": {"far", "--listen", taken.Addr().String()}} {
@@ -342,7 +344,7 @@ func TestHiveInstallWithoutShell(t *testing.T) {
 // TestHiveOfAnotherNetwork installs where only an address off loopback leads.
 func TestHiveOfAnotherNetwork(t *testing.T) {
 	t.Parallel()
-	far := newFarMachine(t, farOptions{network: true})
+	far := newFarMachine(t, farOptions{network: 1})
 	here := strings.TrimSuffix(far.addr, "2") + "1"
 	at := []string{"--ssh-config", far.config}
 	q := newQueen(t, "127.0.0.1")
@@ -351,16 +353,106 @@ func TestHiveOfAnotherNetwork(t *testing.T) {
 	_, errs = q.apiary(exitOf(fault.Conflict), append([]string{"hive", "install", "far", "--insecure-i-know"}, at...)...)
 	wants(t, errs, "where the workers of other machines cannot reach it")
 
+	// The gossip here is on loopback: the queen is told of the hive, without a restart.
 	q = newQueen(t, here)
-	if _, err := exec.LookPath("ip"); err != nil {
-		t.Skip(err)
-	}
-	q.apiary(0, append([]string{"hive", "install", "far", "--insecure-i-know"}, at...)...)
-	q.stop()
-	q.start()
-	out, _ := q.apiary(0, append([]string{"hive", "install", "far", "--insecure-i-know", "--json"}, at...)...)
+	install := append([]string{"hive", "install", "far", "--insecure-i-know"}, at...)
+	_, errs = q.apiary(0, install...)
+	wants(t, errs, "was added to queen.hives", "lists the hive as alive", "The gossip of this agent is on loopback", "set gossip.bind")
+	out, _ := q.apiary(0, append(install, "--json")...)
 	wants(t, out, `"listed": true`, `"restarted": false`, `"address": "http://`+far.addr+`:7835"`)
 	q.apiary(0, append([]string{"hive", "uninstall", "--purge", "--yes", "far"}, at...)...)
+	if files := far.files(); strings.Contains(files, "apiary") || far.processes() != "" {
+		t.Errorf("after a purge there are %s %s", files, far.processes())
+	}
+}
+
+// TestHiveByGossip: where the gossip can be reached a hive that is installed joins it, and the queen needs no restart and no list.
+func TestHiveByGossip(t *testing.T) {
+	t.Parallel()
+	far := newFarMachine(t, farOptions{network: 2})
+	here := strings.TrimSuffix(far.addr, "2") + "1"
+	at := []string{"--ssh-config", far.config}
+	key := gossip.NewKey()
+	q := newQueenWith(t, here, fmt.Sprintf("\ngossip {\n  bind = %q\n  key  = %q\n}\n", here+":7834", key.Reveal()))
+	configured, err := os.ReadFile(filepath.Join(q.home, "config.hcl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	install := append([]string{"hive", "install", "far", "--insecure-i-know"}, at...)
+	out, _ := q.apiary(0, append(install, "--dry-run")...)
+	wants(t, out, "write the gossip key to /home/bee/.local/share/apiary/secrets/gossip.key", "gossip {", `bind = "`+far.addr+`:7834"`, `join = ["`+here+`:7834"]`)
+	if strings.Contains(out, key.Reveal()) {
+		t.Error("a dry run shows the key")
+	}
+
+	// A gossip port that is closed: the hive answers over HTTP and is not heard, so it is taken away again.
+	if _, err := exec.LookPath("nft"); err == nil {
+		before := far.files()
+		far.there("nft add table inet closed; nft add chain inet closed in '{ type filter hook input priority 0; }'; nft add chain inet closed out '{ type filter hook output priority 0; }'; " +
+			"nft add rule inet closed in meta l4proto '{ tcp, udp }' th dport 7834 drop; nft add rule inet closed out meta l4proto '{ tcp, udp }' th dport 7834 drop")
+		_, errs := q.apiary(exitOf(fault.Unavailable), install...)
+		wants(t, errs, "is not heard by gossip here; let TCP and UDP through", "there is no answer; let TCP and UDP through to the gossip port", "was undone")
+		if after := far.files(); after != before || far.processes() != "" {
+			t.Errorf("there are %s %s", after, far.processes())
+		}
+		far.there("nft delete table inet closed")
+	}
+
+	_, errs := q.apiary(0, install...)
+	wants(t, errs, "installed and started", "lists the hive as alive")
+	if strings.Contains(errs, "queen.hives") || strings.Contains(errs, "loopback") {
+		t.Errorf("it says %s", errs)
+	}
+	if now, err := os.ReadFile(filepath.Join(q.home, "config.hcl")); err != nil || string(now) != string(configured) {
+		t.Errorf("the queen's configuration is now %s", now)
+	}
+	const there = "/home/bee/.local/share/apiary"
+	wants(t, far.there("stat -c %a%U "+there+"/secrets/gossip.key"), "600bee")
+	if got := far.there("cat " + there + "/secrets/gossip.key"); got != key.Reveal()+"\n" {
+		t.Error("the gossip key there is another one")
+	}
+	list, _ := q.apiary(0, "member", "list")
+	wants(t, list, far.addr+":7834", "alive")
+	id, _ := q.apiary(0, "worker", "spawn", "echo:far", "--worker", "echo")
+	worker := strings.TrimSpace(id)
+
+	// Nothing has changed: nothing is done. The key has: it is delivered, and the worker goes on.
+	out, _ = q.apiary(0, append(install, "--json")...)
+	wants(t, out, `"listed": true`, `"restarted": false`, `"program": "same"`, `"config": "same"`, `"gossip": "`+far.addr+`:7834"`)
+	next := filepath.Join(t.TempDir(), "next.key")
+	second := gossip.NewKey()
+	if err := os.WriteFile(next, []byte(second.Reveal()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	q.apiary(0, "member", "key", "add", next)
+	q.apiary(0, "member", "key", "use", gossip.Fingerprint(second))
+	out, _ = q.apiary(0, append(install, "--json")...)
+	wants(t, out, `"listed": true`, `"restarted": true`, `"config": "same"`)
+	if got := far.there("cat " + there + "/secrets/gossip.key"); got != second.Reveal()+"\n" {
+		t.Error("the new gossip key is not there")
+	}
+	wants(t, far.processes(), worker)
+	if files := far.files(); strings.Contains(files, ".apiary-") {
+		t.Errorf("files of the installation were left: %s", files)
+	}
+
+	// Settings that somebody changed there stay.
+	far.there("echo '# mine' >>" + there + "/config.hcl")
+	out, _ = q.apiary(0, append(install, "--json", "--gossip", far.addr+":7899")...)
+	wants(t, out, `"listed": true`, `"config": "kept"`)
+
+	// Other gossip settings of this cluster are brought there.
+	far.there("sed -i '/^# mine$/d' " + there + "/config.hcl")
+	out, _ = q.apiary(0, append(install, "--json", "--gossip", far.addr+":7899")...)
+	wants(t, out, `"listed": true`, `"config": "replaced"`, `"restarted": true`)
+	list, _ = q.apiary(0, "member", "list")
+	wants(t, list, far.addr+":7899")
+	wants(t, far.processes(), worker)
+
+	_, errs = q.apiary(0, append([]string{"hive", "uninstall", "--purge", "--yes", "far"}, at...)...)
+	wants(t, errs, "removed from")
+	list, _ = q.apiary(0, "member", "list")
+	wants(t, list, "left")
 	if files := far.files(); strings.Contains(files, "apiary") || far.processes() != "" {
 		t.Errorf("after a purge there are %s %s", files, far.processes())
 	}

@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -34,7 +33,7 @@ const (
 	hivePort     = "7835"
 	installLimit = 45 * time.Minute // of the whole command
 	hiveAnswers  = 20 * time.Second // until a hive that was started is reached from here
-	queenListens = 20 * time.Second // until the queen lists it as alive: four polls
+	queenListens = 20 * time.Second // until the queen lists it as alive: four polls of one that it was told of
 )
 
 // reach is how a command gets to another machine.
@@ -69,6 +68,7 @@ type hiveInstall struct {
 	remote.Places
 	binary    string
 	listen    string
+	gossip    string
 	advertise string
 	insecure  bool
 	dry       bool
@@ -80,9 +80,12 @@ func (a *app) hiveInstallCommand() *cobra.Command {
 	c.Long = c.Short + `.
 
 Run it on the queen's machine. HOST is what ssh takes: user@host, host, or a name of your ssh configuration; your keys and your
-known hosts are used. The program is copied and verified, with a configuration, this cluster's key and a systemd unit; the hive is
-started, and the command waits until it answers. What fails is undone. The same command again repairs or upgrades; running workers
+known hosts are used. The program is copied and verified, with a configuration, this cluster's keys and a systemd unit; the hive is
+started, and the command waits until the queen sees it. What fails is undone. The same command again repairs or upgrades; running workers
 go on in any case.
+
+Where the gossip of this machine's agent can be reached from others (gossip.bind, gossip.key), the hive joins it, and so is known to all
+queens. Else this queen alone asks it: it is added to queen.hives, and the running agent reads its configuration again.
 
 Until there are certificates, agents of several machines talk in the clear and are told apart by the cluster key alone; so a hive that
 other machines can reach is only installed with --insecure-i-know, for networks that you trust.`
@@ -92,6 +95,7 @@ other machines can reach is only installed with --insecure-i-know, for networks 
 	f.StringVar(&o.BinDir, "bin-dir", "", "`folder` for the program there (default: ~/.local/bin; for root /usr/local/bin)")
 	f.StringVar(&o.DataDir, "data-dir", "", "data `folder` there (default: ~/.local/share/apiary; for root /var/lib/apiary)")
 	f.StringVar(&o.listen, "listen", "", "where the hive listens, `host:port` (default: the address that ssh reached, port "+hivePort+")")
+	f.StringVar(&o.gossip, "gossip", "", "where the hive's gossip listens, `host:port` (default: the host of --listen, port "+strconv.Itoa(contract.GossipPort)+")")
 	f.StringVar(&o.advertise, "advertise", "", "`host` at which this machine reaches the hive (default: the address that ssh reached)")
 	f.BoolVar(&o.insecure, "insecure-i-know", false, "let the hive listen where other machines can connect, although there are no certificates")
 	f.BoolVar(&o.dry, "dry-run", false, "look at the machine and say what would be done")
@@ -108,10 +112,11 @@ type installView struct {
 	Host      string   `json:"host"`
 	HiveID    string   `json:"hive_id,omitempty"`
 	Address   string   `json:"address"`
+	Gossip    string   `json:"gossip,omitempty"` // where the hive's gossip listens; absent: this queen asks the hive
 	Program   string   `json:"program,omitempty"`
 	Config    string   `json:"config,omitempty"`
 	Restarted bool     `json:"restarted"`
-	Listed    bool     `json:"listed"` // the queen lists the hive as alive
+	Listed    bool     `json:"listed"` // the queen hears the hive
 	Steps     []string `json:"steps,omitempty"`
 	Notes     []string `json:"notes"`
 }
@@ -154,8 +159,21 @@ func (a *app) installHive(ctx context.Context, host string, o hiveInstall) error
 	if err != nil {
 		return err
 	}
+	others, err := a.company(ctx, cfg, key)
+	defer others.close()
+	if err != nil {
+		return err
+	}
+	gossip, err := o.gossipAt(listen, others)
+	if err != nil {
+		return err
+	}
 	plan := remote.Plan{Program: program, Version: a.version, Config: hiveConfig(m.Layout.Data, listen, address), Key: key, Insecure: o.insecure, Say: s.narrate}
-	view := installView{Host: host, Address: address, Notes: []string{}}
+	view := installView{Host: host, Address: address, Gossip: gossip, Notes: []string{}}
+	if gossip != "" {
+		plan.Config += gossipBlock(gossip, m.Layout.GossipKeyPath(), others)
+		plan.GossipKey = others.key
+	}
 	if m.Missing != "" {
 		view.Notes = append(view.Notes, m.Missing)
 	}
@@ -163,10 +181,15 @@ func (a *app) installHive(ctx context.Context, host string, o hiveInstall) error
 		view.Steps = remote.Steps(m, plan)
 		return a.dryRun(view)
 	}
-	// The queen is asked before anything changes, so that what it says afterwards is about this hive.
-	file := configFile(cfg)
-	known := slices.Contains(cfg.Queen.Hives, address)
-	plan.Answers = func(ctx context.Context, there remote.Agent) error { return reachHive(ctx, there, key) }
+	var run int64 // of the hive that was started
+	plan.Answers = func(ctx context.Context, done remote.Installed) error {
+		var err error
+		run, err = reachHive(ctx, done.Agent, key)
+		if err != nil || gossip == "" || done.Config == "kept" { // what somebody has changed may be without gossip
+			return err
+		}
+		return others.heard(ctx, done.NodeID, run)
+	}
 	s.step("hive   ")
 	done, err := c.Install(ctx, m, plan)
 	if err != nil {
@@ -175,23 +198,29 @@ func (a *app) installHive(ctx context.Context, host string, o hiveInstall) error
 	view.HiveID, view.Program, view.Config, view.Restarted = done.NodeID, done.Program, done.Config, done.Restarted
 	view.Notes = append(view.Notes, done.Notes...)
 	s.done("%s", installedLine(m, done, a.version))
-	if !known {
-		if _, err := inTurn(ctx, cfg.Home, func() (bool, error) { return config.PutHive(file, address) }); err != nil {
-			view.Notes = append(view.Notes, fmt.Sprintf("The hive runs, but the queen does not know it yet: add %q to queen.hives. (%s)", address, strings.TrimSuffix(fault.As(err).Message, ".")))
-		} else {
-			view.Notes = append(view.Notes, fmt.Sprintf("%s was added to queen.hives of %s.", address, file))
+	s.step("queen  ")
+	if gossip == "" {
+		view.Notes = append(view.Notes, a.configureHive(ctx, cfg, address, others)...)
+	}
+	held := false
+	if others.live != nil {
+		if view.Listed, held, err = others.listed(ctx, s, done.NodeID, run); err != nil {
+			return err
 		}
 	}
-	s.step("queen  ")
-	switch view.Listed, err = a.listed(ctx, s, done.NodeID, known); {
-	case err != nil:
-		return err
+	switch {
+	case held:
+		s.done("hears the hive")
+		view.Notes = append(view.Notes, "The hive was away several times within a minute, so it gets no new workers for another one.")
 	case view.Listed:
 		s.done("lists the hive as alive")
-	case known:
+	case others.live == nil && gossip != "":
+		view.Notes = append(view.Notes, "The agent here does not run; its queen knows the hive soon after it has started.")
+	case others.live != nil:
 		view.Notes = append(view.Notes, "The queen does not list the hive yet; `apiary hive list` shows when it does.")
-	default:
-		view.Notes = append(view.Notes, "The queen learns of it when its agent starts the next time: `apiary stop --keep-workers`, then start it as before.")
+	}
+	if ip, err := netip.ParseAddr(hostOf(address)); len(others.join) == 0 && (err != nil || !ip.IsLoopback()) {
+		view.Notes = append(view.Notes, "The gossip of this agent is on loopback, so no other queen can know the hive: for several queens set gossip.bind to an address of this machine and gossip.key (`apiary keygen` makes one), start the agent again, and give this command once more.")
 	}
 	s.end()
 	if a.json {
@@ -334,11 +363,6 @@ func programFor(m remote.Machine, given string) ([]byte, error) {
 
 // hiveConfig is the configuration of a hive that is installed. Its texts have been checked: nothing in them needs escaping.
 func hiveConfig(data, listen, address string) string {
-	u, err := url.Parse(address)
-	host := ""
-	if err == nil {
-		host = u.Hostname()
-	}
 	return fmt.Sprintf(`# Written by `+"`apiary hive install`"+`. Change it as you like: from then on it is left as it is.
 
 agent {
@@ -350,7 +374,7 @@ agent {
 hive {
   listen = %q
 }
-`, data, host, listen)
+`, data, hostOf(address), listen)
 }
 
 // configFile is the configuration file in use, or where one will be.
@@ -361,8 +385,8 @@ func configFile(cfg *config.Config) string {
 	return filepath.Join(cfg.Home, "config.hcl")
 }
 
-// reachHive waits until a hive answers from here, with the cluster's key.
-func reachHive(ctx context.Context, there remote.Agent, key secret.Secret) error {
+// reachHive waits until a hive answers from here, with the cluster's key, and says which run of it that is.
+func reachHive(ctx context.Context, there remote.Agent, key secret.Secret) (run int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, hiveAnswers)
 	defer cancel()
 	c := client.New(client.Options{Base: there.URL, Token: secret.ForHive(key, there.NodeID), Timeout: 5 * time.Second})
@@ -372,56 +396,47 @@ func reachHive(ctx context.Context, there remote.Agent, key secret.Secret) error
 		err := c.GetJSON(ctx, "/v1/hive", &beat)
 		switch {
 		case err == nil && beat.ID == there.NodeID:
-			return nil
+			return beat.Incarnation, nil
 		case err == nil:
-			return fault.New(fault.Conflict, "other_hive", "Another hive than the one that was installed answers at %s; choose another port with --listen.", there.URL)
+			return 0, fault.New(fault.Conflict, "other_hive", "Another hive than the one that was installed answers at %s; choose another port with --listen.", there.URL)
 		case fault.KindOf(err) == fault.Denied:
-			return fault.New(fault.Denied, "other_key", "What answers at %s does not take this cluster's key; is another agent running there?", there.URL)
+			return 0, fault.New(fault.Denied, "other_key", "What answers at %s does not take this cluster's key; is another agent running there?", there.URL)
 		}
 		select {
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.Canceled) {
-				return ctx.Err()
+				return 0, ctx.Err()
 			}
-			return fault.New(fault.Unavailable, "hive_unreachable",
+			return 0, fault.New(fault.Unavailable, "hive_unreachable",
 				"The hive runs but does not answer at %s from here; let its port and its workers' (7855-7999) through the firewall, or say with --advertise how it is reached. (%s)", there.URL, strings.TrimSuffix(fault.As(err).Message, "."))
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
 }
 
-// listed reports whether the queen lists a hive as alive. One that the queen was told of before is waited for.
-func (a *app) listed(ctx context.Context, s *story, id string, wait bool) (bool, error) {
-	t, err := a.target()
+// configureHive adds a hive to queen.hives and has the queen take that over. It returns what the user should know.
+func (a *app) configureHive(ctx context.Context, cfg *config.Config, address string, others company) []string {
+	file := configFile(cfg)
+	added, err := inTurn(ctx, cfg.Home, func() (bool, error) { return config.PutHive(file, address) })
 	if err != nil {
-		return false, err
+		return []string{fmt.Sprintf("The hive runs, but the queen does not know it yet: add %q to queen.hives. (%s)", address, strings.TrimSuffix(fault.As(err).Message, "."))}
 	}
-	if t.look(ctx) != ready {
-		return false, nil
+	var notes []string
+	if added {
+		notes = append(notes, fmt.Sprintf("%s was added to queen.hives of %s.", address, file))
 	}
-	c, err := t.conn()
+	if problem := others.reread(ctx); problem != "" {
+		notes = append(notes, problem)
+	}
+	return notes
+}
+
+func hostOf(base string) string {
+	u, err := url.Parse(base)
 	if err != nil {
-		return false, err
+		return ""
 	}
-	defer c.Close()
-	for deadline := time.Now().Add(queenListens); ; {
-		hives, err := client.Run[[]contract.HiveView](ctx, c.Client, op{Operation: contract.OpHiveList}, nil)
-		if err != nil {
-			return false, err
-		}
-		if slices.ContainsFunc(hives, func(h contract.HiveView) bool { return h.ID == id && h.Liveness == contract.LivenessAlive }) {
-			return true, nil
-		}
-		if !wait || time.Now().After(deadline) {
-			return false, nil
-		}
-		s.narrate(contract.Narration{Action: "wait", Message: "waiting until the queen lists the hive"})
-		select {
-		case <-ctx.Done():
-			return false, ctx.Err()
-		case <-time.After(250 * time.Millisecond):
-		}
-	}
+	return u.Hostname()
 }
 
 // inTurn changes the configuration while no other command does.

@@ -141,7 +141,10 @@ func (a *app) hiveUninstallCommand() *cobra.Command {
 				case err != nil:
 					notes = append(notes, fmt.Sprintf("Remove %q from queen.hives by hand. (%s)", was, strings.TrimSuffix(fault.As(err).Message, ".")))
 				case gone:
-					notes = append(notes, fmt.Sprintf("%s was removed from queen.hives of %s; the queen forgets it when its agent starts the next time.", was, configFile(cfg)))
+					notes = append(notes, fmt.Sprintf("%s was removed from queen.hives of %s.", was, configFile(cfg)))
+					if problem := a.rereadHere(ctx); problem != "" {
+						notes = append(notes, problem)
+					}
 				}
 			}
 			return hiveChange{Changed: true, Address: was, Notes: notes}, nil

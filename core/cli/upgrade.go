@@ -155,8 +155,8 @@ func (a *app) upgradeHost(ctx context.Context, s *story, host, binary string, r 
 		before, err = watch.look(ctx, there.NodeID)
 		return err
 	}
-	plan.Answers = func(ctx context.Context, there remote.Agent) error {
-		if err := reachHive(ctx, there, key); err != nil {
+	plan.Answers = func(ctx context.Context, there remote.Installed) error {
+		if _, err := reachHive(ctx, there.Agent, key); err != nil {
 			return err
 		}
 		return watch.heard(ctx, s, there.NodeID, before)

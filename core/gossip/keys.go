@@ -131,6 +131,13 @@ func (k *Keyring) Fingerprints() []string {
 	return out
 }
 
+// InUse is the key that is used.
+func (k *Keyring) InUse() secret.Secret {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.keys[0]
+}
+
 // Retired reports whether the configured key is one that was taken out of use since.
 func (k *Keyring) Retired(configured secret.Secret) bool {
 	k.mu.Lock()

@@ -19,13 +19,15 @@ import (
 
 // Plan is what to install on a machine.
 type Plan struct {
-	Program  []byte // the executable for the machine's platform
-	Version  string // of the program, for the story
-	Config   string // config.hcl of the agent
-	Key      secret.Secret
-	Insecure bool // the agent is started with --insecure-i-know
+	Program []byte // the executable for the machine's platform
+	Version string // of the program, for the story
+	Config  string // config.hcl of the agent
+	Key     secret.Secret
+	// GossipKey is what Config has read from Layout.GossipKeyPath; "": it does not.
+	GossipKey secret.Secret
+	Insecure  bool // the agent is started with --insecure-i-know
 	// Answers waits until the agent that was started counts as there, and says why it does not. What it refuses is undone.
-	Answers func(ctx context.Context, a Agent) error
+	Answers func(ctx context.Context, done Installed) error
 	// Before is told which agent runs, before Upgrade changes anything. It may be nil.
 	Before func(ctx context.Context, a Agent) error
 	// Say is told what is being done. It may be nil.
@@ -69,6 +71,9 @@ func Steps(m Machine, p Plan) []string {
 	}
 	add("make the data folder %s, readable by its owner alone", l.Data)
 	add("write the cluster key to %s/secrets/%s", l.Data, secret.ClusterKeyFile)
+	if p.GossipKey != "" {
+		add("write the gossip key to %s", l.GossipKeyPath())
+	}
 	same := m.Existing != nil && m.Existing.SHA256 == digest(p.Program)
 	if same {
 		add("leave %s as it is: it is this program already", l.Bin)
@@ -104,6 +109,8 @@ type installation struct {
 	l    Layout
 	r    Installed
 	undo []undoing // in the order in which it was made
+	// newKey: the gossip key there was none or another one
+	newKey bool
 }
 
 type undoing struct {
@@ -116,7 +123,7 @@ type undoing struct {
 // was, and workers go on in any case. When a step fails, what was done is undone in reverse order and the error says so.
 func (c *Conn) Install(ctx context.Context, m Machine, p Plan) (Installed, error) {
 	in := &installation{c: c, m: m, p: p, l: m.Layout}
-	return in.carryOut(ctx, in.account, in.folders, in.key, in.record, in.config, in.program, in.unit, in.start, in.answers)
+	return in.carryOut(ctx, in.account, in.folders, in.key, in.gossipKey, in.record, in.config, in.program, in.unit, in.start, in.answers)
 }
 
 // carryOut takes steps, and undoes them where one fails.
@@ -134,6 +141,7 @@ func (in *installation) carryOut(ctx context.Context, steps ...func(context.Cont
 		if err != nil {
 			in.note("Files that end in .apiary-old could not be removed there.")
 		}
+		in.forgetOldKey(context.WithoutCancel(ctx))
 		return in.r, nil
 	}
 	return in.r, in.back(ctx, err)
@@ -438,7 +446,7 @@ fi
 func (in *installation) start(ctx context.Context) error {
 	e := in.m.Existing
 	running := e != nil && e.Running
-	changed := running && e.Stale || in.r.Program != "same" || in.r.Config == "new" || in.r.Config == "replaced" || in.r.Restarted || running && e.Insecure != in.p.Insecure
+	changed := running && e.Stale || in.r.Program != "same" || in.r.Config == "new" || in.r.Config == "replaced" || in.newKey || in.r.Restarted || running && e.Insecure != in.p.Insecure
 	if !running || changed {
 		in.say("start", "starting the agent")
 		in.r.Restarted = true
@@ -472,7 +480,7 @@ func (in *installation) answers(ctx context.Context) error {
 		return nil
 	}
 	in.say("wait", "waiting until the hive answers")
-	err := in.p.Answers(ctx, in.r.Agent)
+	err := in.p.Answers(ctx, in.r)
 	if err == nil || errors.Is(err, context.Canceled) {
 		return err
 	}
