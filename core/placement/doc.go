@@ -13,7 +13,8 @@
 //	}
 //
 // It does so after each change that matters (a worker appeared, ended or changed its state, a hive came, went or was drained, a
-// deployment was applied, a request found no worker, a Pressure changed) and at Plan.Next, at most once a second or so, not before
+// deployment was applied, a request found no worker, a Pressure changed), at Plan.Next and every few seconds, because the memory that others leave
+// free changes without an event, at most once a second or so, not before
 // the startup grace is over, and never two at a time. Models without a deployment that are served on demand are deployments to this package: Min 0, Max 1, an idle TTL.
 //
 // Every queen plans for the whole cluster and carries out only what it owns, so queens that know the same agree without asking

@@ -11,6 +11,7 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/job"
+	"github.com/apiary-dev/apiary/core/placement"
 	"github.com/apiary-dev/apiary/core/registry"
 )
 
@@ -147,7 +148,7 @@ func (q *Queen) past(d *demand, modelID, name string) (out registry.Demand, fina
 	switch {
 	case v.Exit != nil && d.running && d.forgive == v.Exit.WorkerID:
 		return out, false // this attempt began after that end, and may well succeed
-	case v.Reason == "does_not_fit":
+	case v.NoFit:
 		return registry.Demand{State: registry.DemandImpossible, Err: pastFault(name, slot, v)}, true
 	case v.Reason == contract.ConditionCrashLoop && v.Wait > 0:
 		return registry.Demand{State: registry.DemandImpossible, Err: pastFault(name, slot, v), RetryAfter: v.Wait}, true
@@ -423,14 +424,16 @@ func pastFault(name string, slot registry.Slot, v registry.Verdict) error {
 		how = ending(*v.Exit)
 	}
 	var e *fault.Error
-	switch v.Reason {
-	case "does_not_fit":
+	switch {
+	case v.NoFit:
 		e = fault.New(fault.Unavailable, "does_not_fit", "The model %s does not fit into the memory of %s: its workers were killed for want of memory; choose a smaller one or a shorter context, then start it with `apiary worker spawn`.", quoted(name), slot.Device)
-	case contract.ConditionCrashLoop:
+	case v.Reason == placement.ShortDoesNotFit:
+		e = fault.New(fault.Unavailable, "does_not_fit", "The memory of %s had no room for the model %s; end something there, or choose a smaller one or a shorter context.", slot.Device, quoted(name))
+	case v.Reason == contract.ConditionCrashLoop:
 		e = fault.New(fault.Unavailable, "crashloop", "The workers for the model %s keep ending (%s), so none is started by itself for another %s; `apiary worker spawn` tries at once.", quoted(name), how, v.Wait.Round(time.Second))
-	case contract.ConditionOOM:
+	case v.Reason == contract.ConditionOOM:
 		e = fault.New(fault.Unavailable, "oom", "The worker for the model %s was killed because memory ran out on %s (%s); choose a smaller model or a shorter context.", quoted(name), slot.Device, how)
-	case contract.ConditionStartFailed:
+	case v.Reason == contract.ConditionStartFailed:
 		more := "the agent's log says why"
 		if v.Exit != nil {
 			more = "`apiary worker logs " + v.Exit.WorkerID + "` shows its last lines"

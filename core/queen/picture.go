@@ -327,7 +327,7 @@ func (p *picture) past(models map[string]bool) (out []placement.Past) {
 					continue
 				}
 				past := placement.Past{Model: id, Place: placement.Place{Hive: h.Beat.ID, Device: d.ID}, Crashed: v.Exit != nil,
-					Loop: v.Reason == contract.ConditionCrashLoop, NoFit: v.Reason == "does_not_fit", OOMs: v.OOMs, Reason: v.Reason}
+					Loop: v.Reason == contract.ConditionCrashLoop, NoFit: v.NoFit, OOMs: v.OOMs, Reason: v.Reason}
 				if v.Wait > 0 {
 					past.Until = p.now + v.Wait
 				}

@@ -207,7 +207,7 @@ func (r *spawning) device(ctx context.Context) error {
 	if !r.automatic {
 		return nil
 	}
-	if v := r.q.verdict(r.slot); v.Reason == "does_not_fit" || v.Reason == contract.ConditionCrashLoop && v.Wait > 0 {
+	if v := r.q.verdict(r.slot); v.NoFit || v.Reason == contract.ConditionCrashLoop && v.Wait > 0 {
 		return pastFault(r.spec.Model, r.slot, v)
 	}
 	return nil
@@ -223,7 +223,7 @@ func (r *spawning) bestDevice(ctx context.Context) string {
 	for _, d := range r.accelerators(ctx, e) {
 		slot := registry.Slot{ModelID: r.spec.Model, HiveID: r.hive.Beat.ID, Device: d.ID}
 		switch free := d.MemoryFree; {
-		case r.automatic && r.q.verdict(slot).Reason == "does_not_fit":
+		case r.automatic && r.q.verdict(slot).NoFit:
 			r.n.Info("place", "not on %s: earlier workers of this model ran out of memory there", d.ID)
 		case free < need:
 			r.n.Info("place", "not on %s: about %s are needed and %s are free", d.ID, need, free)

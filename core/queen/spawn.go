@@ -312,7 +312,7 @@ func (r *spawning) failed(x contract.WorkerExit) error {
 		v.Exit = &x
 	}
 	switch {
-	case v.Reason == "does_not_fit":
+	case v.NoFit:
 	case x.OOM:
 		v.Reason = contract.ConditionOOM
 	default:

@@ -57,6 +57,7 @@ type Verdict struct {
 	Reason  string               // of the last failure: a contract.Condition…, "crashed", "does_not_fit" or the code of SpawnFailed
 	Exit    *contract.WorkerExit // of the last crash; nil: no process was seen to end
 	OOMs    int                  // kills for want of memory in a row
+	NoFit   bool                 // … too many: none is started before somebody changes something
 	Live    bool                 // a worker is starting or running there, or was asked for
 }
 
@@ -69,7 +70,7 @@ func (m *Machine) Verdict(now time.Duration, slot Slot) Verdict {
 	v := Verdict{Reason: a.reason, Exit: a.last, OOMs: a.ooms, Live: len(a.live) > 0 || a.asked}
 	switch {
 	case a.noFit:
-		v.Reason = "does_not_fit"
+		v.Reason, v.NoFit = "does_not_fit", true
 	case now < a.loopEnds:
 		v.Wait, v.Reason = a.loopEnds-now, contract.ConditionCrashLoop
 	case now < a.nextAt:

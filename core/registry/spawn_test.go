@@ -73,7 +73,7 @@ func TestOOMTwiceDoesNotFit(t *testing.T) {
 	if n := w.count(EffectRespawn); n != 2 {
 		t.Errorf("%d restarts after out-of-memory kills, want 2", n)
 	}
-	if v := w.m.Verdict(w.now, slot); v.Allowed || v.Reason != "does_not_fit" {
+	if v := w.m.Verdict(w.now, slot); v.Allowed || !v.NoFit || v.Reason != "does_not_fit" {
 		t.Errorf("verdict %+v", v)
 	}
 	w.step(SpawnBegan{Slot: slot, WorkerID: "w9"}) // a person tries again
@@ -153,6 +153,24 @@ func TestSpawnThatFailsWaitsButIsNotRepeated(t *testing.T) {
 	w.pass(time.Minute)
 	if n := w.count(EffectRespawn); n != 0 {
 		t.Errorf("a refused spawn was repeated %d times", n)
+	}
+}
+
+// TestRefusedForMemoryIsTriedAgain: a hive that has no room now refuses with the same code as the one for workers that were killed too often,
+// and may well have room later.
+func TestRefusedForMemoryIsTriedAgain(t *testing.T) {
+	w := newWorld(t)
+	slot := Slot{ModelID: "m", HiveID: "h1", Device: "cpu0"}
+	for range 2 {
+		w.step(SpawnBegan{Slot: slot, WorkerID: "w1", Automatic: true})
+		w.step(SpawnFailed{WorkerID: "w1", Slot: slot, Reason: "does_not_fit"})
+	}
+	if v := w.m.Verdict(w.now, slot); v.Allowed || v.NoFit || v.Wait != 10*time.Second || v.Reason != "does_not_fit" {
+		t.Errorf("verdict %+v", v)
+	}
+	w.pass(11 * time.Second)
+	if v := w.m.Verdict(w.now, slot); !v.Allowed || v.NoFit {
+		t.Errorf("later: %+v", v)
 	}
 }
 

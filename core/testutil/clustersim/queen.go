@@ -12,6 +12,9 @@ import (
 	"github.com/apiary-dev/apiary/core/registry"
 )
 
+// planEvery is how old a plan gets at most: what others leave free of a device's memory changes without an event.
+const planEvery = 5 * time.Second
+
 // queen is a queen without its I/O: the registry, and plans that are carried out.
 type queen struct {
 	w       *world
@@ -23,6 +26,7 @@ type queen struct {
 
 	m        *registry.Machine
 	specs    map[string]string // of workers, as their beats say
+	contexts map[string]int    // of workers that this queen began: what they were told
 	used     map[string]time.Duration
 	devices  map[string][]placement.Device // of hives, as they said last
 	intents  map[string]*intent            // spawns that were begun, by worker id
@@ -35,6 +39,7 @@ type queen struct {
 	next     time.Duration
 	minted   int
 	plan     placement.Plan
+	brake    bool // the mass-failure brake is on
 }
 
 // intent is a spawn that was asked for and has not beaten.
@@ -54,8 +59,10 @@ func (q *queen) start() {
 	q.inc, q.up, q.started = w.epoch, true, w.now
 	q.m = registry.New(registry.Params{}, w.now)
 	q.specs, q.used, q.intents, q.draining = map[string]string{}, map[string]time.Duration{}, map[string]*intent{}, map[string]bool{}
+	q.contexts = map[string]int{}
 	q.devices = map[string][]placement.Device{}
 	q.troubled = map[registry.Slot]bool{}
+	q.brake = false
 	q.heard, q.pressure, q.dirty, q.next = map[string]time.Duration{}, map[string]placement.Pressure{}, true, 0
 	inc := q.inc
 	same := func() bool { return q.up && q.inc == inc }
@@ -95,7 +102,17 @@ func (q *queen) step(ev registry.Event) {
 			}
 			delete(q.draining, fx.WorkerID)
 			delete(q.intents, fx.WorkerID)
+		case registry.EffectPanicOn, registry.EffectPanicOff:
+			q.brake = fx.Kind == registry.EffectPanicOn
+			q.w.count["the brake went "+map[bool]string{true: "on", false: "off"}[q.brake]]++
+		case registry.EffectHive:
+			if fx.To == contract.LivenessLost && q.brake {
+				q.w.fail("for %s hive %s became lost while the brake is on (I6)", q.id, fx.HiveID)
+			}
 		case registry.EffectLiveness:
+			if fx.To == contract.LivenessLost && q.brake {
+				q.w.fail("for %s worker %s became lost while the brake is on (I6)", q.id, fx.WorkerID)
+			}
 			if fx.To == contract.LivenessDown || fx.To == contract.LivenessLost {
 				q.verify(fx.WorkerID, fx.HiveID)
 			}
@@ -188,7 +205,7 @@ func (q *queen) second() {
 		q.dirty = q.dirty || p != q.pressure[d.Name] || d.Waiting > 0 && replicas == 0
 		q.pressure[d.Name], d.Pressure = p, p
 	}
-	if !q.dirty && (q.next == 0 || w.now < q.next) {
+	if !q.dirty && (q.next == 0 || w.now < q.next) && w.now-q.planned < planEvery {
 		return
 	}
 	q.plan = placement.Make(in)
@@ -207,27 +224,29 @@ func (q *queen) check(in placement.Input) {
 	type place = placement.Place
 	used, total := map[place]contract.Bytes{}, map[place]contract.Bytes{}
 	states := map[string]placement.Worker{}
-	twin := map[string]bool{}
-	for _, k := range in.Workers {
-		states[k.ID] = k
-		if k.State == placement.StateStarting {
-			twin[fmt.Sprint(placement.Key(k.Deployment, k.Replica), k.Generation, k.Hive, k.Devices)] = true
-		}
-	}
 	for _, h := range in.Hives {
 		for _, d := range h.Devices {
 			total[place{Hive: h.ID, Device: d.ID}] = d.MemoryTotal - d.Reserve
 		}
 	}
+	// A hive has one process of a key and a generation, so what goes by both is one, and silent ones are what a spawn of theirs finds.
+	type process struct {
+		key        string
+		generation int64
+		at         place
+	}
+	seen := map[process]bool{}
 	for _, a := range q.plan.Actions {
 		if a.Kind == placement.Spawn || a.Kind == placement.Surge {
-			twin[fmt.Sprint(a.Key, a.Generation, a.Place.Hive, []string{a.Place.Device})] = true
+			seen[process{a.Key, a.Generation, a.Place}] = true
 		}
 	}
 	for _, k := range in.Workers {
-		silent := k.State == placement.StateLost || k.State == placement.StateDown
-		if k.State != placement.StateFailed && (!silent || !twin[fmt.Sprint(placement.Key(k.Deployment, k.Replica), k.Generation, k.Hive, k.Devices)]) {
-			used[place{Hive: k.Hive, Device: k.Devices[0]}] += k.Memory
+		states[k.ID] = k
+		p := process{placement.Key(k.Deployment, k.Replica), k.Generation, place{Hive: k.Hive, Device: k.Devices[0]}}
+		if k.State != placement.StateFailed && !seen[p] {
+			seen[p] = true
+			used[p.at] += k.Memory
 		}
 	}
 	for _, a := range q.plan.Actions {
@@ -276,11 +295,14 @@ func (q *queen) input() placement.Input {
 	}
 	for slot := range q.troubled {
 		v := q.m.Verdict(w.now, slot)
-		if v.Allowed {
+		if v.Allowed && v.OOMs == 0 {
 			delete(q.troubled, slot)
 			continue
 		}
-		p := placement.Past{Model: slot.ModelID, Place: placement.Place{Hive: slot.HiveID, Device: slot.Device}, Reason: v.Reason, Loop: v.Reason == contract.ConditionCrashLoop, NoFit: v.Wait == 0, Crashed: v.Exit != nil, OOMs: v.OOMs}
+		p := placement.Past{Model: slot.ModelID, Place: placement.Place{Hive: slot.HiveID, Device: slot.Device}, Reason: v.Reason, Loop: v.Reason == contract.ConditionCrashLoop, NoFit: v.NoFit, Crashed: v.Exit != nil, OOMs: v.OOMs}
+		if v.Exit != nil {
+			p.Context = q.contexts[v.Exit.WorkerID]
+		}
 		if v.Wait > 0 {
 			p.Until = w.now + v.Wait
 		}
@@ -324,7 +346,7 @@ func (q *queen) carryOut(a placement.Action, in placement.Input) {
 	q.minted++
 	id := fmt.Sprintf("%s-%s-%d-%d", a.Deployment, q.id, q.inc, q.minted)
 	it := &intent{a: a, spec: in.Deployments[i].Spec, model: in.Deployments[i].Model, at: w.now}
-	q.intents[id] = it
+	q.intents[id], q.contexts[id] = it, a.Context
 	q.step(registry.SpawnBegan{Slot: it.slot(), WorkerID: id, Automatic: true})
 	q.ask(id, it, 0)
 }

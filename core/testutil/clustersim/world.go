@@ -28,7 +28,8 @@ type world struct {
 	load   map[string]int // requests that are open, by deployment
 	epoch  int64          // of starts: processes, agents, boots
 	faults faults
-	bad    map[string]bool // models whose workers end while they load
+	bad    map[string]bool         // models whose workers end while they load
+	tight  map[placement.Place]int // devices on which workers are killed for want of memory: those with a context above it
 	failed error
 	count  map[string]int // what happened, for the report
 }
@@ -66,6 +67,7 @@ type proc struct {
 	seq     uint64
 	device  string
 	memory  contract.Bytes
+	context int           // 0: the engine's choice
 	readyAt time.Duration // when it is loaded
 	paused  time.Duration
 	ending  bool // it was told to end
@@ -150,7 +152,7 @@ func (w *world) fail(format string, args ...any) {
 
 // newWorld makes a cluster of so many hives and queens.
 func newWorld(seed uint64, hives, queens int, deps []placement.Deployment) *world {
-	w := &world{rnd: rand.New(rand.NewPCG(seed, 7)), deps: deps, load: map[string]int{}, bad: map[string]bool{}, count: map[string]int{}}
+	w := &world{rnd: rand.New(rand.NewPCG(seed, 7)), deps: deps, load: map[string]int{}, bad: map[string]bool{}, tight: map[placement.Place]int{}, count: map[string]int{}}
 	models := map[string]bool{}
 	for _, d := range deps {
 		if !models[d.Model] {
@@ -235,7 +237,7 @@ func (h *hive) spawn(w *world, a placement.Action, id, spec, model string) (runs
 		return "", "does_not_fit"
 	}
 	w.epoch++
-	p := &proc{id: id, key: a.Key, spec: spec, model: model, hive: h, gen: a.Generation, pid: int(w.epoch), inc: w.epoch, device: a.Place.Device, memory: a.Need,
+	p := &proc{id: id, key: a.Key, spec: spec, model: model, hive: h, gen: a.Generation, pid: int(w.epoch), inc: w.epoch, device: a.Place.Device, memory: a.Need, context: a.Context,
 		readyAt: w.now + time.Second + time.Duration(w.rnd.Int64N(int64(8*time.Second)))}
 	for _, o := range h.procs {
 		if o.key == p.key && o.gen == p.gen {
@@ -277,6 +279,10 @@ func (w *world) beatOf(p *proc) {
 				w.end(p, contract.WorkerExit{ExitCode: 3})
 				return
 			}
+			if w.starved(p) {
+				w.kill(p)
+				return
+			}
 			beat() // at once on a change
 		}
 	})
@@ -303,6 +309,21 @@ func (w *world) end(p *proc, x contract.WorkerExit) {
 	for _, q := range w.queens {
 		w.send(p.hive.id, q.id, func() { q.exited(x) })
 	}
+}
+
+// engineContext is what an engine chooses where it is not told.
+const engineContext = 8192
+
+// starved reports whether a process takes more memory than its device has left.
+func (w *world) starved(p *proc) bool {
+	limit, ok := w.tight[placement.Place{Hive: p.hive.id, Device: p.device}]
+	return ok && cmp.Or(p.context, engineContext) > limit
+}
+
+// kill ends a process for want of memory.
+func (w *world) kill(p *proc) {
+	w.count["killed for memory"]++
+	w.end(p, contract.WorkerExit{Signal: 9, OOM: true})
 }
 
 // procs returns all processes, ordered.
