@@ -153,6 +153,16 @@ queen {
     slow_start = "30s"
   }
 
+  # A worker that has requests, says in its beats that none of them advances, and cannot give one token either, hangs: it is killed and
+  # started again.
+  watchdog {
+    # Without progress of any of its requests for this long it is asked for a token. Time, 1s to 24h. Default: "1m".
+    stall = "1m"
+
+    # It has so long for the token, twice. Time, 1s to 1h. Default: "30s".
+    answer = "30s"
+  }
+
   limits {
     # Size of a request's body. Amount, 1KiB to 1GiB. Default: "10MiB".
     body = "10MiB"

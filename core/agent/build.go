@@ -175,7 +175,7 @@ func (a *assembly) buildQueen(o Options, n node, m *metrics.Metrics) error {
 	var err error
 	a.queen, err = queen.New(queen.Options{
 		NodeID: n.id, Name: cfg.Agent.Name, Version: o.Version, URL: a.queenURL, ClusterKey: n.cluster, Hives: a.hives(cfg),
-		Models: models(cfg), Workers: kinds(cfg), Defaults: spawnDefaults(cfg), Deployments: cfg.Shared(), Registry: registryParams(cfg), Interval: cfg.Queen.Heartbeat.Interval, ReadyAfter: cfg.Queen.Detection.ReadyAfter,
+		Models: models(cfg), Workers: kinds(cfg), Defaults: spawnDefaults(cfg), Deployments: cfg.Shared(), Registry: registryParams(cfg), Watchdog: queen.Watchdog{Stall: cfg.Queen.Watchdog.Stall, Answer: cfg.Queen.Watchdog.Answer}, Interval: cfg.Queen.Heartbeat.Interval, ReadyAfter: cfg.Queen.Detection.ReadyAfter,
 		Home: cfg.Home, IdleTTL: cfg.Queen.Placement.IdleTTL, Placement: placementParams(cfg), Reserve: cfg.Hive.Reserve.Memory, Drain: cfg.Hive.Drain, Ready: cfg.Hive.Spawn.Ready, ReadyGiB: cfg.Hive.Spawn.ReadyPerGiB, ReadyMax: cfg.Hive.Spawn.ReadyMax,
 		InFlight: func(id string) int { return gw.InFlight(id) }, Queued: func() map[string]int { return gw.Queued() }, Start: a.start, Company: company(o), Members: a.members, ChangeKeys: a.changeKeys,
 		Keys: a.guard.keys,

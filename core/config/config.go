@@ -91,6 +91,7 @@ type Queen struct {
 	Retry     Retry
 	Outlier   Outlier
 	Timeouts  Timeouts
+	Watchdog  Watchdog
 	Limits    Limits
 	Placement Placement
 }
@@ -140,6 +141,12 @@ type Timeouts struct {
 	FirstToken time.Duration
 	Stall      time.Duration // between tokens
 	Write      time.Duration // to a client that does not read
+}
+
+// Watchdog is the block queen.watchdog: workers that have work and make no progress.
+type Watchdog struct {
+	Stall  time.Duration // before a worker is asked for one token
+	Answer time.Duration // it has for that token, twice
 }
 
 // Limits is the block queen.limits.

@@ -33,6 +33,7 @@ func defaults() *Config {
 			Retry:    Retry{Attempts: 2, Budget: 0.2, BudgetMin: 3, Poison: 10 * time.Minute},
 			Outlier:  Outlier{Failures: 5, Ejection: 30 * time.Second, MaxEjection: 300 * time.Second, SlowStart: 30 * time.Second},
 			Timeouts: Timeouts{FirstToken: 120 * time.Second, Stall: time.Minute, Write: 30 * time.Second},
+			Watchdog: Watchdog{Stall: time.Minute, Answer: 30 * time.Second},
 			Limits: Limits{
 				Body: 10 * contract.MiB, QueuePerModel: 64, QueuePerKey: 16,
 				QueueWait: 30 * time.Second, LoadWait: 2 * time.Minute, Connections: 8192,

@@ -94,6 +94,10 @@ func queenSchema(q *Queen) *block {
 				duration("stall", &q.Timeouts.Stall, time.Second, day),
 				duration("write", &q.Timeouts.Write, time.Second, time.Hour),
 			}},
+			{name: "watchdog", options: []option{
+				duration("stall", &q.Watchdog.Stall, time.Second, day),
+				duration("answer", &q.Watchdog.Answer, time.Second, time.Hour),
+			}},
 			{name: "limits", options: []option{
 				size("body", "10MiB", &q.Limits.Body, contract.KiB, contract.GiB),
 				whole("queue_per_model", "requests", 64, &q.Limits.QueuePerModel, 1, 100_000),

@@ -67,6 +67,8 @@ type fakeWorker struct {
 	loadFor  time.Duration
 	exitCode int // ≠ 0: it ends by itself while it loads
 	silent   bool
+	busy     int      // slots, without any progress
+	port     int      // 0: one that nobody listens on
 	queens   []string // to which it beats; guarded by hive.mu
 	crash    chan int
 	stop     context.CancelFunc
@@ -299,7 +301,10 @@ func (w *fakeWorker) live(ctx context.Context) {
 	begun := time.Now()
 	info := contract.WorkerInfo{ID: w.spec.WorkerID, ModelID: w.spec.Model, Device: strings.Join(w.spec.Devices, ","), Port: 1, Status: contract.StatusStarting,
 		Implementation: "fake", Version: "1", ContractVersion: 1, Incarnation: begun.UnixNano(), HiveID: w.hive.id, Address: "127.0.0.1", PID: w.pid, BootID: "boot",
-		StartTicks: uint64(w.pid), StartedAt: begun, SpawnKey: w.spec.SpawnKey, Generation: w.spec.Generation, APIs: []string{"infer"}, Capabilities: []string{}, Slots: 1}
+		StartTicks: uint64(w.pid), StartedAt: begun, SpawnKey: w.spec.SpawnKey, Generation: w.spec.Generation, APIs: []string{"infer"}, Capabilities: []string{}, Slots: 1, SlotsBusy: w.busy}
+	if w.port != 0 {
+		info.Port = w.port
+	}
 	code := 0
 	for seq := uint64(1); ; seq++ {
 		if left := w.loadFor - time.Since(begun); left <= 0 {

@@ -53,6 +53,7 @@ type Options struct {
 	Reserve     contract.Bytes        // of a machine's memory, that placement leaves free
 	IdleTTL     time.Duration         // after which a worker that a request started is ended when nobody uses it; 0: never
 	Registry    registry.Params       // zero values: the defaults
+	Watchdog    Watchdog              // over workers that hang
 
 	Interval   time.Duration // of heartbeats and hive polls; default 5 s
 	ReadyAfter time.Duration // after which a queen is ready although not all hives have reported; default 6 s
@@ -113,7 +114,9 @@ type Queen struct {
 	verifying map[string]time.Duration // workers whose process was looked for, and when
 	deleted   map[string]time.Duration // workers that are or were ended on purpose, and since when
 	stopped   bool
-	suspects  map[string]bool // hives that the gossip suspects, as the registry was told
+	watchdog  watchdog
+	hung      map[string]contract.Identity // workers that are being ended because they hang
+	suspects  map[string]bool              // hives that the gossip suspects, as the registry was told
 
 	demands demands
 	keyed   atomic.Bool // an API key was made at some time
@@ -133,7 +136,7 @@ func New(o Options) (*Queen, error) {
 		}
 	}
 	for d, def := range map[*time.Duration]time.Duration{&o.Interval: 5 * time.Second, &o.ReadyAfter: 6 * time.Second,
-		&o.Drain: 2 * time.Minute, &o.Ready: time.Minute, &o.ReadyGiB: 20 * time.Second, &o.ReadyMax: 6 * time.Hour} {
+		&o.Watchdog.Stall: time.Minute, &o.Watchdog.Answer: 30 * time.Second, &o.Drain: 2 * time.Minute, &o.Ready: time.Minute, &o.ReadyGiB: 20 * time.Second, &o.ReadyMax: 6 * time.Hour} {
 		if *d == 0 {
 			*d = def
 		}
@@ -150,6 +153,7 @@ func New(o Options) (*Queen, error) {
 	q := &Queen{o: o, log: o.Log, start: time.Now(), changed: make(chan struct{}),
 		machine: registry.New(o.Registry, 0), exits: map[string]contract.WorkerExit{},
 		recipes: map[registry.Slot]contract.WorkerSpawn{}, slots: map[string]registry.Slot{}, keys: map[string]pendingKey{}, demanded: map[registry.Slot]bool{}, own: map[string]bool{}, verifying: map[string]time.Duration{},
+		watchdog: watchdog{stall: o.Watchdog.Stall, all: map[string]*watched{}}, hung: map[string]contract.Identity{},
 		deleted: map[string]time.Duration{}, suspects: map[string]bool{}}
 	if o.Queued == nil {
 		q.o.Queued = func() map[string]int { return nil }
@@ -246,6 +250,7 @@ func (q *Queen) clock(ctx context.Context) {
 		}
 		q.mu.Unlock()
 		q.count()
+		q.watch()
 		if n%5 == 0 {
 			q.probe()
 		}
@@ -329,6 +334,11 @@ func (q *Queen) Changed() <-chan struct{} {
 // ReportFailure tells that a request to a worker failed through the worker's fault. After a refused dial the worker's hive is
 // asked whether the process is still there.
 func (q *Queen) ReportFailure(workerID string, kind registry.FailureKind) {
+	if kind == registry.FailureStall {
+		q.mu.Lock()
+		q.watchdog.stalled(workerID)
+		q.mu.Unlock()
+	}
 	q.step(registry.Failure{WorkerID: workerID, Kind: kind})
 	if kind == registry.FailureDialRefused {
 		q.verify(workerID)

@@ -105,6 +105,7 @@ func (q *Queen) workerExit(w http.ResponseWriter, r *http.Request) {
 			x.LogTail[i] = line[:maxTailLine] + "…"
 		}
 	}
+	x = q.crashed(x)
 	q.noteExit(x)
 	q.step(registry.Exited{Report: x, Jitter: jitter()})
 	w.WriteHeader(http.StatusNoContent)
