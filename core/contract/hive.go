@@ -23,12 +23,14 @@ const MaxHiveBeat = 1200
 
 // Inventory is the answer of GET /v1/inventory on a hive.
 type Inventory struct {
-	HiveID  string   `json:"hive_id"`
-	Digest  string   `json:"digest"`
-	Labels  []string `json:"labels,omitempty"` // agent.labels
-	OS      string   `json:"os,omitempty"`     // as Go calls it: "linux", "darwin"
-	Arch    string   `json:"arch,omitempty"`   // "amd64", "arm64"
-	Devices []Device `json:"devices"`
-	Models  []Model  `json:"models"`
-	Engines []Engine `json:"engines"`
+	HiveID string   `json:"hive_id"`
+	Digest string   `json:"digest"`
+	Labels []string `json:"labels,omitempty"` // agent.labels
+	OS     string   `json:"os,omitempty"`     // as Go calls it: "linux", "darwin"
+	Arch   string   `json:"arch,omitempty"`   // "amd64", "arm64"
+	// MemoryReserve is hive.reserve.memory: what workers leave of the machine's memory. nil: the hive does not say.
+	MemoryReserve *Bytes   `json:"memory_reserve,omitempty"`
+	Devices       []Device `json:"devices"`
+	Models        []Model  `json:"models"`
+	Engines       []Engine `json:"engines"`
 }

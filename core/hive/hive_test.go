@@ -89,7 +89,7 @@ func TestBeatAndInventory(t *testing.T) {
 	var inv contract.Inventory
 	a.get("/v1/inventory", &inv)
 	if inv.Digest != second.InventoryDigest || len(inv.Models) != 1 || len(inv.Engines) != 1 || inv.HiveID != a.hive.opts.NodeID ||
-		!slices.Equal(inv.Labels, []string{"quiet"}) || inv.OS != runtime.GOOS || inv.Arch != runtime.GOARCH {
+		inv.MemoryReserve == nil || *inv.MemoryReserve != a.hive.opts.ReserveMemory || !slices.Equal(inv.Labels, []string{"quiet"}) || inv.OS != runtime.GOOS || inv.Arch != runtime.GOARCH {
 		t.Errorf("inventory %+v", inv)
 	}
 	if ids := []string{inv.Devices[0].ID, inv.Devices[1].ID}; !slices.Equal(ids, []string{"cpu0", "vulkan0"}) {

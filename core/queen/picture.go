@@ -33,8 +33,8 @@ type picture struct {
 	waiting  map[string]int // requests that wait because nobody serves, by deployment
 	pressure map[string]placement.Pressure
 	inFlight func(workerID string) int
-	reserve  contract.Bytes
-	idleTTL  time.Duration // of workers that requests started; 0: for ever
+	reserve  contract.Bytes // of hives that do not say theirs
+	idleTTL  time.Duration  // of workers that requests started; 0: for ever
 	peaks    []placement.Peak
 	params   placement.Params
 }
@@ -193,6 +193,10 @@ func (p *picture) hive(h *registry.Hive) placement.Hive {
 			out.Holds[w.Worker.Source] = true
 		}
 	}
+	reserve := p.reserve
+	if own := h.Inventory.MemoryReserve; own != nil {
+		reserve = *own
+	}
 	devices := devicesOf(h.Inventory)
 	shared := slices.ContainsFunc(devices, func(d contract.Device) bool { return d.Kind == "metal" }) // built into the processor
 	var processor placement.Device
@@ -200,7 +204,7 @@ func (p *picture) hive(h *registry.Hive) placement.Hive {
 		v := placement.Device{ID: d.ID, Kind: d.Kind, Name: d.Name, MemoryTotal: d.MemoryTotal}
 		switch {
 		case d.Kind == "cpu":
-			v.MemoryFree, v.FreeAt, v.Reserve, v.Pool = h.Beat.MemoryFree, max(h.BeatAt, 1), p.reserve, "system"
+			v.MemoryFree, v.FreeAt, v.Reserve, v.Pool = h.Beat.MemoryFree, max(h.BeatAt, 1), reserve, "system"
 			if v.MemoryFree == 0 {
 				v.FreeAt = 0
 			}

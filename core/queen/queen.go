@@ -50,7 +50,7 @@ type Options struct {
 	Deployments []contract.Deployment // what should run, as the configuration has it
 	Home        string                // the data folder, for what queens share; empty: it is forgotten with the queen
 	Placement   placement.Params      // zero values: the defaults
-	Reserve     contract.Bytes        // of a machine's memory, that placement leaves free
+	Reserve     contract.Bytes        // of a machine's memory, that placement leaves free, where its hive does not say its own
 	IdleTTL     time.Duration         // after which a worker that a request started is ended when nobody uses it; 0: never
 	Registry    registry.Params       // zero values: the defaults
 	Watchdog    Watchdog              // over workers that hang
