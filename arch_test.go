@@ -42,6 +42,7 @@ var ownedBy = map[string][]string{
 	"github.com/hashicorp/go-hclog":          {"plugins/process", "plugins/sdk"}, // what go-plugin logs to
 	"github.com/hashicorp/go-getter":         {"core/artifact"},
 	"github.com/tetratelabs/wazero":          {"plugins/wasm"},
+	"github.com/landlock-lsm/go-landlock":    {"core/sandbox"},
 	"golang.org/x/sys":                       nil, // free: the standard library's own annex
 	"golang.org/x/term":                      nil,
 	"google.golang.org/protobuf":             {"plugins/proto", "plugins/sdk"},

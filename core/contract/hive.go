@@ -33,4 +33,14 @@ type Inventory struct {
 	Devices       []Device `json:"devices"`
 	Models        []Model  `json:"models"`
 	Engines       []Engine `json:"engines"`
+
+	Protection *Protection `json:"protection,omitempty"` // of what it starts from now on; nil: an older hive does not say
+}
+
+// Protection says what the kernel holds a process to.
+type Protection struct {
+	NoNewPrivs bool   `json:"no_new_privs"`      // nothing that it executes can have more privileges
+	Landlock   int    `json:"landlock"`          // version of Landlock's interface by which files and ports are confined; 0: none
+	Seccomp    bool   `json:"seccomp,omitempty"` // a filter of system calls, by whoever started the agent
+	Reason     string `json:"reason,omitempty"`  // one sentence: why there is no Landlock; of hives only
 }

@@ -247,4 +247,6 @@ type Process struct {
 	Device   string `json:"device"`
 	Port     int    `json:"port"`
 	Zombie   bool   `json:"zombie,omitempty"`
+
+	Protection Protection `json:"protection,omitzero"`
 }

@@ -43,6 +43,8 @@ type HiveView struct {
 	AgeMS      int64    `json:"age_ms"`
 	Drained    bool     `json:"drained,omitempty"` // it gets nothing new
 	DeviceList []Device `json:"device_list,omitempty"`
+
+	Protection *Protection `json:"protection,omitempty"` // of the workers and plugins that it starts; nil: not known
 }
 
 // ModelView is a model as the queen lists it: by the names it answers to.

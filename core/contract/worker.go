@@ -70,6 +70,8 @@ type WorkerInfo struct {
 	MemoryBytes     Bytes     `json:"memory_bytes"`  // resident memory of the worker and its engine
 	LoadProgress    float64   `json:"load_progress"` // 0 to 1
 	Progress        uint64    `json:"progress"`      // grows whenever load, prefill, decode or queue advances
+
+	Protection *Protection `json:"protection,omitempty"` // of its process; nil: it does not say
 }
 
 // Identity returns the identity under which the worker's process can be killed.
@@ -198,7 +200,7 @@ type ErrorBody struct {
 func IsReservedArg(name string) bool {
 	switch name {
 	case "worker-id", "model", "model-path", "engine-dir", "device", "port", "address", "queen-url", "hive-id", "spawn-key", "generation", "secret-fd",
-		"context", "slots", "threads",
+		"context", "slots", "threads", "landlock",
 		"host", "hostname", "listen", "bind", "bind-all", "log", "log-path", "log-file", "api-key", "api-key-file", "secret", "lora", "mmproj", "model-url",
 		"hf-repo", "hf-file", "hf-token", "rpc", "config", "path", "slot-save-path", "ssl-key-file", "ssl-cert-file":
 		return true

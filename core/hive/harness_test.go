@@ -47,6 +47,8 @@ func TestMain(m *testing.M) {
 			os.Exit(echo.Main(os.Args[2:]))
 		case "recorder":
 			os.Exit(recorder(os.Args[2:]))
+		case "hostile":
+			os.Exit(hostile(os.Args[2:]))
 		case "hive":
 			os.Exit(hiveProcess(os.Args[2], os.Args[3]))
 		}
@@ -131,7 +133,7 @@ func options(home, node string) Options {
 	return Options{
 		NodeID: node, Name: "test", Version: "0.0.0", Address: "http://127.0.0.1:7835", Home: home, ClusterKey: clusterKey,
 		Artifacts: &store{models: map[string]contract.Model{}, engines: map[string]contract.Engine{}},
-		Launchers: map[string]Launcher{"echo": launcher("echo"), "recorder": launcher("recorder")},
+		Launchers: map[string]Launcher{"echo": launcher("echo"), "recorder": launcher("recorder"), "hostile": launcher("hostile")},
 		ExecChild: []string{exe, "exec-child"}, Ports: [2]int{first, first + 49}, Metrics: metrics.New(),
 		Kill: process.KillOptions{Term: 5 * time.Second, Kill: 5 * time.Second},
 	}
@@ -162,7 +164,7 @@ type api struct {
 // serve starts a hive with its own node id. What it leaves running is killed with the test.
 func serve(t *testing.T, change ...func(*Options)) *api {
 	t.Helper()
-	o := options(t.TempDir(), fmt.Sprintf("node-%d-%s", os.Getpid(), strings.ToLower(t.Name())))
+	o := options(t.TempDir(), fmt.Sprintf("node-%d-%s", os.Getpid(), strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-"))))
 	for _, f := range change {
 		f(&o)
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/apiary-dev/apiary/core/job"
 	"github.com/apiary-dev/apiary/core/metrics"
 	"github.com/apiary-dev/apiary/core/process"
+	"github.com/apiary-dev/apiary/core/sandbox"
 	"github.com/apiary-dev/apiary/core/secret"
 )
 
@@ -69,6 +70,7 @@ type Options struct {
 	Kill       process.KillOptions
 	// ReserveMemory stays free: a model that would not leave it is not started on a processor.
 	ReserveMemory contract.Bytes
+	Sandbox       *sandbox.Support // what the kernel can hold children to; nil: it is asked
 	Metrics       *metrics.Metrics
 	Devices       func(context.Context) ([]contract.Device, error)                  // of the machine; nil: device.List
 	Dial          func(ctx context.Context, network, addr string) (net.Conn, error) // towards queens; nil: a plain dialer
@@ -89,6 +91,7 @@ type Hive struct {
 	keys        keyLocks
 	patterns    patterns
 	sending     chan struct{} // holds one token for each file that is being sent to another hive
+	support     sandbox.Support
 
 	// Background work ends with background, which Run cancels when it ends.
 	background context.Context
@@ -125,13 +128,17 @@ func New(o Options) (*Hive, error) {
 	if o.Devices == nil {
 		o.Devices = device.List
 	}
+	if o.Sandbox == nil {
+		support := sandbox.Kernel()
+		o.Sandbox = &support
+	}
 	host := u.Hostname()
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
 	h := &Hive{
 		opts: o, log: o.Log, host: host, boot: boot, incarnation: time.Now().UnixNano(),
-		devices: devices{look: o.Devices, turn: make(chan struct{}, 1)}, patterns: newPatterns(), sending: make(chan struct{}, maxSending),
+		devices: devices{look: o.Devices, turn: make(chan struct{}, 1)}, patterns: newPatterns(), sending: make(chan struct{}, maxSending), support: *o.Sandbox,
 		jobs: job.New(job.Options{NodeID: o.NodeID, Log: o.Log, Ended: func(j contract.Job) {
 			o.Metrics.Job(j.Operation, string(j.State))
 			if o.Changed != nil && !contract.IsRead(j.Operation) {

@@ -68,7 +68,7 @@ func merged(system []contract.Device, engines []contract.Engine) []contract.Devi
 
 // inventory is all that the hive holds. Its digest leaves out what changes by itself.
 func (h *Hive) inventory(ctx context.Context) (contract.Inventory, error) {
-	inv := contract.Inventory{HiveID: h.opts.NodeID, Labels: h.opts.Labels, OS: runtime.GOOS, Arch: runtime.GOARCH, MemoryReserve: &h.opts.ReserveMemory,
+	inv := contract.Inventory{HiveID: h.opts.NodeID, Labels: h.opts.Labels, OS: runtime.GOOS, Arch: runtime.GOARCH, MemoryReserve: &h.opts.ReserveMemory, Protection: h.protection(),
 		Models: []contract.Model{}, Engines: []contract.Engine{}}
 	models, err := h.opts.Artifacts.Models()
 	if err != nil {

@@ -65,7 +65,7 @@ func (h *Hive) spawn(ctx context.Context, n *job.Narrator, spec contract.WorkerS
 		return none, fault.New(fault.Invalid, "engine_is_server", "The engine %s of the worker %q is a server program, and workers of the adapter %q run llama.cpp's libraries; give the worker an engine of npm: or path:.",
 			cut(spec.Worker.Source, 200), spec.Worker.Name, spec.Worker.Adapter)
 	}
-	modelPath, err := h.modelPath(ctx, n, spec)
+	modelPath, model, err := h.modelPath(ctx, n, spec)
 	if err != nil {
 		return none, err
 	}
@@ -109,7 +109,7 @@ func (h *Hive) spawn(ctx context.Context, n *job.Narrator, spec contract.WorkerS
 		}
 		tried[port] = true
 		args := append(slices.Clone(prefix), h.arguments(spec, port, modelPath, engineDir)...)
-		id, taken, err := h.start(ctx, spec, path, args, port)
+		id, taken, err := h.start(ctx, spec, program{path: path, engine: engineDir, model: model}, args, port)
 		h.freePort(port)
 		switch {
 		case err != nil:
@@ -170,16 +170,17 @@ func (h *Hive) existing(spec contract.WorkerSpawn) (*contract.WorkerSpawned, err
 	return nil, nil
 }
 
-// modelPath resolves the model in the catalog, fetching it when it is missing. It is "" for a model of the echo worker.
-func (h *Hive) modelPath(ctx context.Context, n *job.Narrator, spec contract.WorkerSpawn) (string, error) {
+// modelPath resolves the model in the catalog, fetching it when it is missing, and says what a worker reads of it. It is "" for a
+// model of the echo worker.
+func (h *Hive) modelPath(ctx context.Context, n *job.Narrator, spec contract.WorkerSpawn) (path string, files []string, err error) {
 	if strings.HasPrefix(spec.Model, echoScheme) {
 		if spec.Worker.Adapter != "echo" {
-			return "", invalid("model", "The model %s exists in echo workers only; the worker %q has the adapter %q.", spec.Model, spec.Worker.Name, spec.Worker.Adapter)
+			return "", nil, invalid("model", "The model %s exists in echo workers only; the worker %q has the adapter %q.", spec.Model, spec.Worker.Name, spec.Worker.Adapter)
 		}
-		return "", nil
+		return "", nil, nil
 	}
 	if spec.Worker.Adapter == "echo" {
-		return "", invalid("model", "The worker %q serves only models of its own, such as echo:hello; %s needs another worker.", spec.Worker.Name, cut(spec.Model, 200))
+		return "", nil, invalid("model", "The worker %q serves only models of its own, such as echo:hello; %s needs another worker.", spec.Worker.Name, cut(spec.Model, 200))
 	}
 	m, err := h.opts.Artifacts.Model(spec.Model)
 	if fault.KindOf(err) == fault.NotFound {
@@ -187,12 +188,15 @@ func (h *Hive) modelPath(ctx context.Context, n *job.Narrator, spec contract.Wor
 		m, err = h.opts.Artifacts.PullModel(ctx, spec.Model, reporter(n))
 	}
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if err := h.checkMemory(spec, m); err != nil {
-		return "", err
+		return "", nil, err
 	}
-	return h.opts.Artifacts.ModelPath(ctx, m)
+	if path, err = h.opts.Artifacts.ModelPath(ctx, m); err != nil {
+		return "", nil, err
+	}
+	return path, h.modelFiles(m, path), nil
 }
 
 // checkDevices refuses devices that are not there. The engine that is to run there is the authority once it is installed; before
@@ -258,7 +262,7 @@ func (h *Hive) arguments(spec contract.WorkerSpawn, port int, modelPath, engineD
 	}
 	args = append(args, "--hive-id", h.opts.NodeID, "--spawn-key", spec.SpawnKey, "--generation", strconv.FormatInt(spec.Generation, 10),
 		"--secret-fd", strconv.Itoa(process.SecretFD), "--context", strconv.Itoa(spec.Context), "--slots", strconv.Itoa(spec.Slots),
-		"--threads", strconv.Itoa(spec.Threads))
+		"--threads", strconv.Itoa(spec.Threads), "--landlock", strconv.Itoa(h.support.ABI))
 	return append(args, spec.Args...)
 }
 
@@ -288,7 +292,7 @@ const settleTime = 3 * time.Second
 
 // start starts the process and stays until it listens, has ended, or settleTime has passed. taken says that it ended because its
 // port was taken; every other end is reported to the queens like one that comes later.
-func (h *Hive) start(ctx context.Context, spec contract.WorkerSpawn, path string, args []string, port int) (id contract.Identity, taken bool, err error) {
+func (h *Hive) start(ctx context.Context, spec contract.WorkerSpawn, p program, args []string, port int) (id contract.Identity, taken bool, err error) {
 	dir, tmp := h.workerDir(spec.WorkerID), h.workerTmp(spec.WorkerID)
 	if err := os.MkdirAll(tmp, 0o700); err != nil {
 		return id, false, fmt.Errorf("make the folder of worker %s: %w", spec.WorkerID, err)
@@ -300,8 +304,12 @@ func (h *Hive) start(ctx context.Context, spec contract.WorkerSpawn, path string
 	if err := ctx.Err(); err != nil {
 		return id, false, err
 	}
+	confined, err := h.confinement(spec, p, port)
+	if err != nil {
+		return id, false, err
+	}
 	child, err := process.Start(process.Spec{
-		ExecChild: h.opts.ExecChild, Path: path, Args: args, Env: environment(spec, tmp), Dir: tmp, LogPath: logPath,
+		ExecChild: h.opts.ExecChild, Path: p.path, Args: args, Sandbox: confined, Env: environment(spec, tmp), Dir: tmp, LogPath: logPath,
 		Secret: secret.ForWorker(h.opts.ClusterKey, spec.WorkerID),
 	})
 	if err != nil {

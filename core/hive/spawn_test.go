@@ -16,6 +16,8 @@ import (
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/process"
+	"github.com/apiary-dev/apiary/core/sandbox"
 	"github.com/apiary-dev/apiary/core/secret"
 )
 
@@ -40,7 +42,11 @@ func TestSpawnListDelete(t *testing.T) {
 	if err != nil || res.StatusCode != http.StatusOK || info.Identity() != s.Identity || info.HiveID != node {
 		t.Errorf("the worker says %d %+v (%v), the hive %+v", res.StatusCode, info, err, s)
 	}
-	want := contract.Process{Identity: s.Identity, HiveID: node, SpawnKey: "echo:test#echo-0a0a0a0a", Model: "echo:test", Device: "cpu0", Port: s.Port}
+	want := contract.Process{Identity: s.Identity, HiveID: node, SpawnKey: "echo:test#echo-0a0a0a0a", Model: "echo:test", Device: "cpu0", Port: s.Port,
+		Protection: contract.Protection{NoNewPrivs: true, Landlock: sandbox.Kernel().ABI, Seccomp: process.Protection(os.Getpid(), 0).Seccomp}}
+	if info.Protection == nil || *info.Protection != want.Protection {
+		t.Errorf("the worker says that it is protected by %+v, want %+v", info.Protection, want.Protection)
+	}
 	if l := a.list(); len(l) != 1 || l[0] != want {
 		t.Errorf("processes %+v, want %+v", l, want)
 	}
@@ -144,7 +150,7 @@ func TestArguments(t *testing.T) {
 	exe, _ := os.Executable()
 	want := []string{exe, "recorder", "--worker-id", "w-1", "--model", spec.Model, "--model-path", "/models/m.gguf", "--device", "cpu0,cpu1",
 		"--port", strconv.Itoa(s.Port), "--address", "127.0.0.1", "--queen-url", "http://127.0.0.1:1", "--queen-url", "http://127.0.0.1:2", "--hive-id", node,
-		"--spawn-key", "echo:test#w-1", "--generation", "7", "--secret-fd", "3", "--context", "128", "--slots", "2", "--threads", "3",
+		"--spawn-key", "echo:test#w-1", "--generation", "7", "--secret-fd", "3", "--context", "128", "--slots", "2", "--threads", "3", "--landlock", strconv.Itoa(sandbox.Kernel().ABI),
 		"--text", "$(id)", "--more=;id", "--file", "@file", "--env", "LD_PRELOAD=x", "--flag"}
 	if !slices.Equal(got.Args, want) {
 		t.Errorf("arguments\n%q, want\n%q", got.Args, want)

@@ -3,6 +3,7 @@ package hive
 import (
 	"context"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -75,8 +76,8 @@ func (s *store) RemoveModel(ref string) error {
 	return nil
 }
 
-func (s *store) ModelPath(context.Context, contract.Model) (string, error) {
-	return "/models/m.gguf", nil
+func (s *store) ModelPath(_ context.Context, m contract.Model) (string, error) {
+	return m.Files[0].InPlace.Path, nil
 }
 
 func (s *store) InstallEngine(_ context.Context, ref string, devices []contract.Device, report func(string, string, *contract.Progress)) (contract.Engine, error) {
@@ -118,4 +119,9 @@ func (s *store) RemoveEngine(ref string) error {
 	return nil
 }
 
-func (s *store) EngineDir(contract.Engine) string { return "/engines/llama.cpp/1" }
+func (s *store) EngineDir(e contract.Engine) string {
+	if filepath.IsAbs(e.Dir) {
+		return e.Dir
+	}
+	return "/engines/llama.cpp/1"
+}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/sandbox"
 )
 
 // statusFD is where the launcher writes why it could not execute; it closes when it could.
@@ -20,24 +21,32 @@ const statusFD = 4
 // exitNotExecuted is the launcher's exit code when it could not execute, as of a shell that finds no command.
 const exitNotExecuted = 127
 
-// ExecChild is the launcher "exec-child [--status-fd N] -- PATH ARGS…": it takes the right to gain privileges from the calling
-// process, switches core dumps off, closes every descriptor but 0 to 3, and becomes PATH. It returns only on failure, which
-// it also writes to the status descriptor.
+// ExecChild is the launcher "exec-child [--status-fd=N] [--sandbox=POLICY] -- PATH ARGS…": it takes the right to gain privileges
+// from the calling process, switches core dumps off, closes every descriptor but 0 to 3, puts the policy in force, and becomes
+// PATH. It returns only on failure, which it also writes to the status descriptor.
 func ExecChild(args []string) error {
-	status := -1
-	if len(args) > 0 {
+	status, policy := -1, sandbox.Policy{}
+	for len(args) > 0 && args[0] != "--" {
 		if v, ok := strings.CutPrefix(args[0], "--status-fd="); ok {
 			n, err := strconv.Atoi(v)
 			if err != nil || n <= SecretFD {
 				return fault.New(fault.Invalid, "invalid_arguments", "The status descriptor of exec-child must be a number above %d, not %q.", SecretFD, v)
 			}
-			status, args = n, args[1:]
+			status = n
+		} else if v, ok := strings.CutPrefix(args[0], "--sandbox="); ok {
+			var err error
+			if policy, err = sandbox.Decode(v); err != nil {
+				return err
+			}
+		} else {
+			break
 		}
+		args = args[1:]
 	}
 	if len(args) > 0 && args[0] == "--" {
 		args = args[1:]
 	}
-	err := execChild(args)
+	err := execChild(args, policy)
 	if status >= 0 {
 		if f := os.NewFile(uintptr(status), "status"); f != nil {
 			_, werr := f.WriteString(err.Error())
@@ -47,7 +56,7 @@ func ExecChild(args []string) error {
 	return err
 }
 
-func execChild(args []string) error {
+func execChild(args []string, policy sandbox.Policy) error {
 	if len(args) == 0 || !filepath.IsAbs(args[0]) {
 		return fault.New(fault.Invalid, "invalid_arguments", "exec-child needs the absolute path of a program; it is called by the agent, not by people.")
 	}
@@ -61,6 +70,9 @@ func execChild(args []string) error {
 	}
 	if err := closeOnExec(SecretFD + 1); err != nil {
 		return err
+	}
+	if err := sandbox.Restrict(policy); err != nil {
+		return fmt.Errorf("confine %s: %w", args[0], err)
 	}
 	return fmt.Errorf("execute %s: %w", args[0], unix.Exec(args[0], args, os.Environ()))
 }

@@ -30,6 +30,9 @@ func Harden() error { return nil }
 // ExecChild is not supported on this platform.
 func ExecChild([]string) error { return unsupported() }
 
+// Protection is not supported on this platform.
+func Protection(int, int) contract.Protection { return contract.Protection{} }
+
 // Start is not supported on this platform.
 func Start(Spec) (*Child, error) { return nil, unsupported() }
 

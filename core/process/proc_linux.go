@@ -133,6 +133,26 @@ func sameUser(pid int) bool {
 	return false
 }
 
+// Protection says what the kernel holds the process pid to. The kernel does not tell which processes
+// Landlock confines, so landlock is the version with which it was started.
+func Protection(pid, landlock int) contract.Protection {
+	p := contract.Protection{Landlock: landlock}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return p // it has just ended
+	}
+	for line := range strings.Lines(string(b)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		switch strings.TrimSpace(name) {
+		case "NoNewPrivs":
+			p.NoNewPrivs = strings.TrimSpace(value) == "1"
+		case "Seccomp":
+			p.Seccomp = strings.TrimSpace(value) != "0"
+		}
+	}
+	return p
+}
+
 func pids() ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -172,6 +192,7 @@ func Scan(hiveID string) ([]Entry, error) {
 		}
 		port, _ := strconv.Atoi(flagValue(args, "--port"))
 		generation, _ := strconv.ParseInt(flagValue(args, "--generation"), 10, 64)
+		landlock, _ := strconv.Atoi(flagValue(args, "--landlock"))
 		out = append(out, Entry{Generation: generation, EngineDir: flagValue(args, "--engine-dir"), Process: contract.Process{
 			Identity: contract.Identity{WorkerID: flagValue(args, "--worker-id"), BootID: boot, PID: pid, StartTicks: st.start},
 			HiveID:   hiveID,
@@ -180,6 +201,8 @@ func Scan(hiveID string) ([]Entry, error) {
 			Device:   flagValue(args, "--device"),
 			Port:     port,
 			Zombie:   st.dead(),
+
+			Protection: Protection(pid, landlock),
 		}})
 	}
 	return out, nil

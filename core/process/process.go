@@ -6,10 +6,12 @@
 package process
 
 import (
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
+	"github.com/apiary-dev/apiary/core/sandbox"
 	"github.com/apiary-dev/apiary/core/secret"
 )
 
@@ -30,6 +32,7 @@ type Spec struct {
 	Dir       string   // working folder; must exist
 	LogPath   string   // standard output and error are appended there; its folder must exist
 	Secret    secret.Secret
+	Sandbox   sandbox.Policy // what it may use; the launcher puts it in force
 }
 
 // Exit says how a process ended.
@@ -78,4 +81,24 @@ func List(hiveID string) ([]contract.Process, error) {
 		out = append(out, e.Process)
 	}
 	return out, nil
+}
+
+// Launch is the argument vector by which the launcher execChild becomes path with args, held to the policy. Without a launcher
+// it is path and args, to be executed with the privileges of the caller.
+func Launch(execChild []string, policy sandbox.Policy, path string, args ...string) ([]string, error) {
+	return launch(execChild, nil, policy, path, args)
+}
+
+func launch(execChild, options []string, policy sandbox.Policy, path string, args []string) ([]string, error) {
+	if len(execChild) == 0 {
+		return slices.Concat([]string{path}, args), nil
+	}
+	if policy.ABI > 0 {
+		encoded, err := policy.Encode()
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, "--sandbox="+encoded)
+	}
+	return slices.Concat(execChild, options, []string{"--", path}, args), nil
 }

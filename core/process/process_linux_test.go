@@ -133,7 +133,7 @@ func TestWaitEndsWhatAWorkerLeavesBehind(t *testing.T) {
 
 func TestScanFindsTheWorkersOfAHive(t *testing.T) {
 	hive := hiveOf(t)
-	c, _ := startHelper(t, "w-1", "--worker-id", "somebody-else", "--engine-dir=/engines/x")
+	c, _ := startHelper(t, "w-1", "--worker-id", "somebody-else", "--engine-dir=/engines/x", "--landlock", "6")
 	startHelper(t, "w-2")
 	found, err := Scan(hive)
 	if err != nil || len(found) != 2 {
@@ -142,6 +142,7 @@ func TestScanFindsTheWorkersOfAHive(t *testing.T) {
 	i := slices.IndexFunc(found, func(e Entry) bool { return e.PID == c.Identity().PID })
 	want := Entry{Generation: 3, EngineDir: "/engines/x", Process: contract.Process{
 		Identity: c.Identity(), HiveID: hive, SpawnKey: "key of w-1", Model: "echo:x", Device: "cpu0", Port: 7999,
+		Protection: contract.Protection{NoNewPrivs: true, Landlock: 6, Seccomp: Protection(os.Getpid(), 0).Seccomp},
 	}}
 	if found[i] != want {
 		t.Errorf("found %+v\nwant  %+v", found[i], want)

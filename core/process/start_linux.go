@@ -62,9 +62,12 @@ func Start(spec Spec) (*Child, error) {
 			return nil, fmt.Errorf("make a pipe: %w", err)
 		}
 		defer func() { _ = statusR.Close() }()
-		cmd.Path = spec.ExecChild[0]
-		cmd.Args = append(append([]string{}, spec.ExecChild...), fmt.Sprintf("--status-fd=%d", statusFD), "--", spec.Path)
-		cmd.Args = append(cmd.Args, spec.Args...)
+		options := []string{fmt.Sprintf("--status-fd=%d", statusFD)}
+		if cmd.Args, err = launch(spec.ExecChild, options, spec.Sandbox, spec.Path, spec.Args); err != nil {
+			_ = statusW.Close()
+			return nil, err
+		}
+		cmd.Path = cmd.Args[0]
 		cmd.ExtraFiles = append(cmd.ExtraFiles, statusW)
 	}
 	err = cmd.Start()

@@ -26,7 +26,7 @@ func (q *Queen) workerViews(s *registry.Snapshot) []contract.WorkerView {
 func (q *Queen) hiveView(h *registry.Hive, devices bool) contract.HiveView {
 	v := contract.HiveView{HiveBeat: h.Beat, Liveness: h.Liveness, AgeMS: (q.now() - h.BeatAt).Milliseconds(), Drained: q.book.drained()[h.Beat.ID]}
 	if devices && h.Inventory != nil {
-		v.DeviceList = h.Inventory.Devices
+		v.DeviceList, v.Protection = h.Inventory.Devices, h.Inventory.Protection
 	}
 	return v
 }

@@ -27,6 +27,7 @@ type Config struct {
 	Context    int           // tokens; 0: the engine decides
 	Slots      int           // requests at once; 0: the engine decides
 	Threads    int           // 0: the engine decides
+	Landlock   int           // version of Landlock's interface that the hive put in force for this process; 0: none
 	OrphanTTL  time.Duration // without an answer of any queen, until an idle worker ends itself; 0: never
 	Drain      time.Duration // bound on open requests after SIGTERM
 	LogPath    string        // worker.log, which descriptors 1 and 2 append to; empty: nothing is rotated
@@ -68,6 +69,7 @@ func parse(args []string, impl Implementation, out io.Writer) (Config, int, erro
 	fs.IntVar(&c.Context, "context", 0, "context length in `TOKENS`; 0 lets the engine decide")
 	fs.IntVar(&c.Slots, "slots", 0, "`NUMBER` of requests that run at once; 0 lets the engine decide")
 	fs.IntVar(&c.Threads, "threads", 0, "`NUMBER` of threads; 0 lets the engine decide")
+	fs.IntVar(&c.Landlock, "landlock", 0, "`VERSION` of Landlock's interface that is in force for this process; 0 is none")
 	fs.DurationVar(&c.OrphanTTL, "orphan-ttl", defaultOrphanTTL, "end when idle and no queen answered for this `TIME`; 0 is never")
 	fs.DurationVar(&c.Drain, "drain", defaultDrain, "bound on the `TIME` that open requests get after SIGTERM")
 	if impl.Flags != nil {
@@ -93,7 +95,7 @@ func parse(args []string, impl Implementation, out io.Writer) (Config, int, erro
 		{c.Address == "", "--address must not be empty"},
 		{fd < 3, "--secret-fd must be 3 or more: 0 to 2 are the standard descriptors"},
 		{c.Generation < 0, "--generation must not be negative"},
-		{c.Context < 0 || c.Slots < 0 || c.Threads < 0, "--context, --slots and --threads must not be negative"},
+		{c.Context < 0 || c.Slots < 0 || c.Threads < 0 || c.Landlock < 0, "--context, --slots, --threads and --landlock must not be negative"},
 		{c.OrphanTTL < 0 || c.Drain < 0, "--orphan-ttl and --drain must not be negative"},
 	} {
 		if e.bad {

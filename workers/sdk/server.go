@@ -44,6 +44,7 @@ type Server struct {
 	http     *httpd.Server
 	beats    *beater
 	identity contract.Identity
+	protects contract.Protection
 	started  time.Time
 	hurry    chan struct{} // closed by a second signal: the drain is short
 
@@ -78,6 +79,7 @@ func New(o Options) (*Server, error) {
 		// Elsewhere than on Linux a worker has no identity to be killed by, but it serves.
 		s.identity = contract.Identity{WorkerID: o.WorkerID, PID: os.Getpid()}
 	}
+	s.protects = process.Protection(os.Getpid(), o.Landlock)
 	s.requests, s.abort = context.WithCancelCause(context.Background())
 	s.beats = newBeater(o.Beats, o.Secret, s.Info, o.Log)
 	s.http, err = httpd.New(httpd.Options{Routes: s.routes(), Authorize: s.authorize, Hosts: []string{o.Address}, DrainTimeout: endTimeout, Log: o.Log})
