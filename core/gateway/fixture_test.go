@@ -327,10 +327,15 @@ type hub struct {
 
 func newHub(t *testing.T, limits gateway.Limits) *hub {
 	t.Helper()
+	return newHubFor(t, limits, nil)
+}
+
+func newHubFor(t *testing.T, limits gateway.Limits, authorize func(httpd.Class, *http.Request) error) *hub {
+	t.Helper()
 	h := &hub{directory: newDirectory(), t: t, n: &counts{}}
 	h.g = gateway.New(gateway.Options{Directory: h.directory, Limits: limits, Metrics: h.n, Log: slog.New(slog.DiscardHandler),
 		Secret: func(string) secret.Secret { return workerKy }})
-	srv, err := httpd.New(httpd.Options{Routes: h.g.Routes(), WriteTimeout: time.Second, DrainTimeout: 5 * time.Second})
+	srv, err := httpd.New(httpd.Options{Routes: h.g.Routes(), Authorize: authorize, WriteTimeout: time.Second, DrainTimeout: 5 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
