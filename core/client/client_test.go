@@ -35,7 +35,7 @@ func newAgent(t *testing.T, ops map[string]job.Func) *agent {
 		}
 		return nil, fault.New(fault.Invalid, "unknown_operation", "There is no operation %q.", op)
 	}))
-	mux.Handle("GET /v1/jobs", a.jobs.ListHandler())
+	mux.Handle("GET /v1/jobs", a.jobs.ListHandler(nil))
 	mux.Handle("GET /v1/jobs/{id}", a.jobs.GetHandler())
 	mux.Handle("DELETE /v1/jobs/{id}", a.jobs.CancelHandler())
 	stream := a.jobs.StreamHandler()

@@ -221,7 +221,7 @@ func (h *Hive) Routes() []httpd.Route {
 		{Pattern: "GET /v1/blobs", Class: httpd.ClassPeer, Timeout: requestTimeout, Handler: http.HandlerFunc(h.serveBlobs)},
 		{Pattern: "GET /v1/blobs/{sha256}", Class: httpd.ClassPeer, Handler: http.HandlerFunc(h.serveBlob)},
 		{Pattern: "POST /v1/jobs", Class: hive, BodyLimit: maxJobBody, Timeout: requestTimeout, Handler: h.jobs.SubmitHandler(h.dispatch)},
-		{Pattern: "GET /v1/jobs", Class: hive, Timeout: requestTimeout, Handler: h.jobs.ListHandler()},
+		{Pattern: "GET /v1/jobs", Class: hive, Timeout: requestTimeout, Handler: h.jobs.ListHandler(nil)},
 		{Pattern: "GET /v1/jobs/{id}", Class: hive, Timeout: requestTimeout, Handler: h.jobs.GetHandler()},
 		{Pattern: "GET /v1/jobs/{id}/stream", Class: hive, Handler: h.jobs.StreamHandler()},
 		{Pattern: "DELETE /v1/jobs/{id}", Class: hive, Timeout: requestTimeout, Handler: h.jobs.CancelHandler()},

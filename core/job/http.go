@@ -146,10 +146,14 @@ func shown(s string) string {
 }
 
 // ListHandler serves GET /v1/jobs: an array of contract.Job, the newest first. Jobs that only looked something up and are over
-// are in it with ?all=true only: every command makes some.
-func (m *Manager) ListHandler() http.Handler {
+// are in it with ?all=true only: every command makes some. others, which may be nil, has jobs of other managers to list as well.
+func (m *Manager) ListHandler(others func(ctx context.Context, all bool) []contract.Job) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		jobs := m.List()
+		if others != nil {
+			jobs = append(jobs, others(r.Context(), r.URL.Query().Get("all") == "true")...)
+			slices.SortStableFunc(jobs, func(a, b contract.Job) int { return b.CreatedAt.Compare(a.CreatedAt) })
+		}
 		switch all := r.URL.Query().Get("all"); all {
 		case "true":
 		case "", "false":

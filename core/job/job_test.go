@@ -283,7 +283,7 @@ func TestSubject(t *testing.T) {
 func server(m *Manager, dispatch func(string, json.RawMessage) (Func, error)) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("POST /v1/jobs", m.SubmitHandler(dispatch))
-	mux.Handle("GET /v1/jobs", m.ListHandler())
+	mux.Handle("GET /v1/jobs", m.ListHandler(nil))
 	mux.Handle("GET /v1/jobs/{id}", m.GetHandler())
 	mux.Handle("GET /v1/jobs/{id}/stream", m.StreamHandler())
 	mux.Handle("DELETE /v1/jobs/{id}", m.CancelHandler())

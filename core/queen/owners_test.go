@@ -193,7 +193,7 @@ func TestOneRestartsWhatCrashed(t *testing.T) {
 func TestSplitHeals(t *testing.T) {
 	h := newHall(t)
 	one, two := newFakeHive(t, "h1"), newFakeHive(t, "h2")
-	p := registry.Params{Stale: 200 * time.Millisecond, Suspect: 300 * time.Millisecond, Down: 500 * time.Millisecond, Lost: 900 * time.Millisecond, Grace: 300 * time.Millisecond}
+	p := registry.Params{Stale: time.Second, Suspect: 1500 * time.Millisecond, Down: 2 * time.Second, Lost: 3 * time.Second, Grace: 300 * time.Millisecond}
 	o := Options{Registry: p, Interval: 100 * time.Millisecond, Placement: placement.Params{Warm: 100 * time.Millisecond}}
 	a, b := h.start("q1", o, one, two), h.start("q2", o, one, two)
 	h.together()
@@ -218,7 +218,12 @@ func TestSplitHeals(t *testing.T) {
 	}
 	served := func() {
 		if len(near.serving(echoModel)) == 0 || len(far.serving(echoModel)) == 0 {
-			t.Error("for a while a queen had nobody to send requests to")
+			for _, q := range []*agent{near, far} {
+				for _, w := range q.Snapshot().Workers {
+					t.Logf("%s: %s %s %s draining %t ready %v exit %v gen %d", q.o.NodeID, w.Info.ID, w.Liveness, w.Info.Status, w.Draining, w.ReadyAt, w.Exit, w.Info.Generation>>32)
+				}
+			}
+			t.Fatalf("for a while a queen had nobody to send requests to; near %s far %s old %s", near.o.NodeID, far.o.NodeID, old.ID)
 		}
 	}
 	oldWorker.beatTo(a.base, b.base)

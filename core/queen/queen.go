@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"net/url"
 	"slices"
 	"sync"
@@ -81,11 +82,13 @@ const (
 
 // Queen is the queen role of an agent. It implements gateway.Directory. Its methods may be called from many goroutines.
 type Queen struct {
-	o     Options
-	log   *slog.Logger
-	jobs  *job.Manager
-	links atomic.Pointer[[]*link]
-	start time.Time // origin of the registry's time
+	o    Options
+	log  *slog.Logger
+	jobs *job.Manager
+	// jobWay is how the jobs of other queens are reached.
+	jobWay *http.Transport
+	links  atomic.Pointer[[]*link]
+	start  time.Time // origin of the registry's time
 
 	background context.Context // of everything that is not a job; ends with Run
 	stop       context.CancelFunc
@@ -181,6 +184,7 @@ func New(o Options) (*Queen, error) {
 	q.jobs = job.New(job.Options{NodeID: o.NodeID, Log: o.Log, Ended: func(j contract.Job) {
 		o.Metrics.Job(j.Operation, string(j.State))
 	}})
+	q.jobWay = &http.Transport{DialContext: o.Dial, ResponseHeaderTimeout: 2 * syncTimeout, IdleConnTimeout: time.Minute, MaxIdleConnsPerHost: 4, MaxResponseHeaderBytes: 64 << 10, DisableCompression: true}
 	var links []*link
 	for _, base := range o.Hives {
 		links = append(links, newLink(q, base))
@@ -217,6 +221,7 @@ func (q *Queen) Run(ctx context.Context) error {
 	q.mu.Unlock()
 	q.stop()
 	q.tasks.Wait()
+	q.jobWay.CloseIdleConnections()
 	for _, l := range *q.links.Load() {
 		l.close()
 	}

@@ -2,6 +2,8 @@ package queen
 
 import (
 	"net/http"
+	"slices"
+	"slices"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
@@ -23,16 +25,12 @@ const (
 
 // Routes returns the queen's HTTP surface, without that of the gateway.
 func (q *Queen) Routes() []httpd.Route {
-	return append(q.keyRoutes(), []httpd.Route{
+	return append(slices.Concat(q.keyRoutes(), q.jobRoutes()), []httpd.Route{
 		// Without a bound of its own: it waits for nothing but the body, for which the server has one, and a timer for each beat costs.
 		{Pattern: "POST /v1/heartbeat", Class: httpd.ClassWorker, BodyLimit: contract.MaxWorkerBeat, Handler: http.HandlerFunc(q.heartbeat)},
 		{Pattern: "POST /v1/worker-exits", Class: httpd.ClassHive, BodyLimit: exitBody, Timeout: callTimeout, Handler: http.HandlerFunc(q.workerExit)},
 		{Pattern: "POST " + syncPath, Class: httpd.ClassQueen, BodyLimit: contract.MaxQueenSync, Timeout: callTimeout, Handler: q.peerOnly(http.HandlerFunc(q.sync))},
 		{Pattern: "POST /v1/jobs", Class: httpd.ClassAdmin, BodyLimit: jobBody, Timeout: callTimeout, Handler: q.jobs.SubmitHandler(q.dispatch)},
-		{Pattern: "GET /v1/jobs", Class: httpd.ClassAdmin, BodyLimit: noBody, Timeout: callTimeout, Handler: q.jobs.ListHandler()},
-		{Pattern: "GET /v1/jobs/{id}", Class: httpd.ClassAdmin, BodyLimit: noBody, Timeout: callTimeout, Handler: q.jobs.GetHandler()},
-		{Pattern: "GET /v1/jobs/{id}/stream", Class: httpd.ClassAdmin, BodyLimit: noBody, Handler: q.jobs.StreamHandler()},
-		{Pattern: "DELETE /v1/jobs/{id}", Class: httpd.ClassAdmin, BodyLimit: noBody, Timeout: callTimeout, Handler: q.jobs.CancelHandler()},
 		{Pattern: "GET /admin/cluster", Class: httpd.ClassAdmin, BodyLimit: noBody, Timeout: callTimeout, Handler: http.HandlerFunc(q.cluster)},
 		{Pattern: "GET /healthz", Class: httpd.ClassOpen, BodyLimit: noBody, Timeout: callTimeout, Handler: http.HandlerFunc(q.healthz)},
 		{Pattern: "GET /readyz", Class: httpd.ClassOpen, BodyLimit: noBody, Timeout: callTimeout, Handler: http.HandlerFunc(q.readyz)},

@@ -224,8 +224,12 @@ func (q *Queen) begin(slot registry.Slot, spec, recipe contract.WorkerSpawn, aut
 			key = k
 		}
 	}
-	generation = max(time.Now().UnixMilli(), q.lastGen+1)
-	q.lastGen = generation
+	if prefix == "" {
+		generation = max(time.Now().UnixMilli(), q.lastGen+1)
+		q.lastGen = generation
+	} else { // two queens that start it at once must mean the same, so that the hive has one process for both
+		generation = 1
+	}
 	for i := range s.Workers {
 		w := &s.Workers[i]
 		if w.Info.SpawnKey != key || w.Info.Generation >= contract.MaxGeneration {
