@@ -357,3 +357,23 @@ func TestReadableLogLines(t *testing.T) {
 		t.Errorf("the last line is %q", got)
 	}
 }
+
+func TestQueensText(t *testing.T) {
+	of := func(records ...string) []contract.Member {
+		out := []contract.Member{{Self: true}}
+		for _, r := range records {
+			out = append(out, contract.Member{Records: r})
+		}
+		return out
+	}
+	for want, members := range map[string][]contract.Member{
+		"":                           of(""),
+		"     2 queens in step":      of(contract.RecordsSame, ""),
+		"     2 queens, 1 not heard": of(contract.RecordsUnheard),
+		"     4 queens, 1 not in step, 1 not heard": of(contract.RecordsSame, contract.RecordsDifferent, contract.RecordsUnheard),
+	} {
+		if got := queensText(members); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -20,11 +21,12 @@ func (a *app) memberCommand() *cobra.Command {
 			return ask(ctx, a, op{Operation: contract.OpMemberList}, func(members []contract.Member) error {
 				rows := make([][]string, 0, len(members))
 				for _, m := range members {
-					rows = append(rows, []string{memberName(m), m.ID, strings.Join(m.Roles, "+"), m.Address, m.Version, string(m.State), since(m.Since, time.Now()), skew(m)})
+					rows = append(rows, []string{memberName(m), m.ID, strings.Join(m.Roles, "+"), m.Address, m.Version, string(m.State), since(m.Since, time.Now()), skew(m), cmp.Or(m.Records, "-")})
 				}
-				return a.table([]string{"NAME", "ID", "ROLES", "GOSSIP", "VERSION", "STATE", "SINCE", "CLOCK"}, rows, "The agent knows no members.")
+				return a.table([]string{"NAME", "ID", "ROLES", "GOSSIP", "VERSION", "STATE", "SINCE", "CLOCK", "RECORDS"}, rows, "The agent knows no members.")
 			})
 		})}
+	list.Long = list.Short + ".\n\nRECORDS says of each other queen whether it has the same deployments, drained hives and keys as the one that is asked."
 	keys := &cobra.Command{Use: "keys", Short: "List which gossip keys each agent accepts, by fingerprint; the first one is the one in use", Args: argCount(0, 0, ""),
 		RunE: interruptible(func(ctx context.Context, _ []string) error {
 			return ask(ctx, a, op{Operation: contract.OpMemberList}, a.showKeys)

@@ -229,6 +229,31 @@ func (a *app) statusCommand() *cobra.Command {
 		})}
 }
 
+// queensText says how many queens there are and whether they agree; nothing where there is one.
+func queensText(members []contract.Member) string {
+	n := map[string]int{}
+	for _, m := range members {
+		if m.Records != "" {
+			n[m.Records]++
+		}
+	}
+	others := n[contract.RecordsSame] + n[contract.RecordsDifferent] + n[contract.RecordsUnheard]
+	if others == 0 {
+		return ""
+	}
+	text := "     " + plural(others+1, "queen")
+	if n[contract.RecordsSame] == others {
+		return text + " in step"
+	}
+	if d := n[contract.RecordsDifferent]; d > 0 {
+		text += fmt.Sprintf(", %d not in step", d)
+	}
+	if u := n[contract.RecordsUnheard]; u > 0 {
+		text += fmt.Sprintf(", %d not heard", u)
+	}
+	return text
+}
+
 func (a *app) showStatus(st contract.Status) error {
 	alive, late := 0, 0
 	hives := map[string]string{}
@@ -256,6 +281,7 @@ func (a *app) showStatus(st contract.Status) error {
 			summary += fmt.Sprintf(", %d not there", gone)
 		}
 	}
+	summary += queensText(st.Members)
 	states := map[string]int{}
 	for _, w := range st.Workers {
 		states[strings.ToLower(stateWord(w))]++

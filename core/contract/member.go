@@ -26,8 +26,16 @@ type Member struct {
 	Since   time.Time   `json:"since"`             // when the state began, by the clock of who lists it
 	SkewMS  *int64      `json:"skew_ms,omitempty"` // how far its clock is ahead of that of who lists it; absent while it is not known
 	Self    bool        `json:"self,omitempty"`    // it is who lists it
+	Records string      `json:"records,omitempty"` // of another queen: whether what it shares is the same as at the queen that lists it, a Records constant; else empty
 	Keys    []string    `json:"keys,omitempty"`    // fingerprints of the gossip keys that it accepts, the one that it uses first
 }
+
+// How the records that queens share stand between two of them.
+const (
+	RecordsSame      = "same"
+	RecordsDifferent = "different" // one has what the other has not yet, or it cannot be stored there
+	RecordsUnheard   = "unheard"   // it does not answer, so it is not known
+)
 
 // Actions of a KeyChange. A key is changed in three steps, each at all members: add the new one, use it, remove the old one.
 const (

@@ -372,3 +372,32 @@ func (c *company) wishes() []contract.DemandState {
 	}
 	return out
 }
+
+// members lists the agents of the cluster, with how the records of other queens stand.
+func (q *Queen) members() []contract.Member {
+	list := q.o.Members()
+	digest := q.book.digest()
+	for i := range list {
+		m := &list[i]
+		if m.Queen == "" || m.Self || m.State == contract.MemberLeft {
+			continue
+		}
+		m.Records = contract.RecordsUnheard
+		q.company.mu.Lock()
+		p := q.company.peers[m.ID]
+		q.company.mu.Unlock()
+		if p == nil {
+			continue
+		}
+		p.mu.Lock()
+		switch {
+		case !p.counts():
+		case p.digest == digest:
+			m.Records = contract.RecordsSame
+		default:
+			m.Records = contract.RecordsDifferent
+		}
+		p.mu.Unlock()
+	}
+	return list
+}

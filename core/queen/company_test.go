@@ -114,6 +114,14 @@ func (h *hall) changed() {
 	}
 }
 
+// see has all queens see a member in a state.
+func (h *hall) see(id string, s contract.MemberState) {
+	h.mu.Lock()
+	h.states[id] = s
+	h.mu.Unlock()
+	h.changed()
+}
+
 // split cuts all ways between two groups of queens and hives, or joins them again.
 func (h *hall) split(on bool, one, other []string) {
 	h.mu.Lock()
@@ -183,6 +191,14 @@ func TestRecordsAreShared(t *testing.T) {
 	if a.book.digest() != b.book.digest() {
 		t.Error("the records differ")
 	}
+	inStep := func(q *agent, other, want string) {
+		t.Helper()
+		h.eventually(fmt.Sprintf("%s says that the records of %s are %s", q.o.NodeID, other, want), func() bool {
+			return slices.ContainsFunc(q.members(), func(m contract.Member) bool { return m.ID == other && m.Records == want })
+		})
+	}
+	inStep(a, "q2", contract.RecordsSame)
+	inStep(b, "q1", contract.RecordsSame)
 	// While they are apart each has a say; afterwards the later one counts, also of what one took back and the other changed.
 	h.split(true, []string{"q1"}, []string{"q2"})
 	a.run(planOp(contract.OpApply, echoDeployment("two", 0, 2)))
@@ -190,12 +206,11 @@ func TestRecordsAreShared(t *testing.T) {
 	b.run(planOp(contract.OpApply, echoDeployment("three", 0, 3), echoDeployment("four", 0, 1)))
 	in(a, "two")
 	in(b, "four", "three")
+	inStep(a, "q2", contract.RecordsDifferent)
 	h.split(false, []string{"q1"}, []string{"q2"})
-	h.states["q2"] = contract.MemberSuspect
-	h.changed()
+	h.see("q2", contract.MemberSuspect)
 	h.eventually("the suspicion is seen", func() bool { p := a.company.find("q2", true); p.mu.Lock(); defer p.mu.Unlock(); return !p.alive })
-	h.states["q2"] = contract.MemberAlive
-	h.changed()
+	h.see("q2", contract.MemberAlive)
 	in(a, "four", "three")
 	in(b, "four", "three")
 	if n := a.deploy.wish("three").Replicas.Max; n != 3 {

@@ -178,5 +178,5 @@ func (q *Queen) changeKeys(ctx context.Context, c contract.KeyChange) ([]contrac
 	if err := q.o.ChangeKeys(ctx, c); err != nil {
 		return nil, err
 	}
-	return q.o.Members(), nil
+	return q.members(), nil
 }

@@ -36,7 +36,7 @@ func (q *Queen) dispatch(op string, body json.RawMessage) (job.Func, error) {
 		h = func(context.Context, *job.Narrator) (any, error) {
 			s := q.Snapshot()
 			return contract.Status{NodeID: q.o.NodeID, Name: q.o.Name, Version: q.o.Version, Hives: q.hiveViews(s, true),
-				Workers: q.workerViews(s), Models: q.Models(), Members: q.o.Members(), Deployments: q.deploymentViews()}, nil
+				Workers: q.workerViews(s), Models: q.Models(), Members: q.members(), Deployments: q.deploymentViews()}, nil
 		}
 	case contract.OpWorkerList:
 		h = func(context.Context, *job.Narrator) (any, error) { return q.workerViews(q.Snapshot()), nil }
@@ -79,7 +79,7 @@ func (q *Queen) dispatch(op string, body json.RawMessage) (job.Func, error) {
 	case contract.OpProcessList:
 		into, h = &ref, func(ctx context.Context, n *job.Narrator) (any, error) { return q.processList(ctx, n, ref.HiveID) }
 	case contract.OpMemberList:
-		h = func(context.Context, *job.Narrator) (any, error) { return q.o.Members(), nil }
+		h = func(context.Context, *job.Narrator) (any, error) { return q.members(), nil }
 	case contract.OpMemberKeys:
 		into, h = &keys, func(ctx context.Context, _ *job.Narrator) (any, error) { return q.changeKeys(ctx, keys) }
 	case contract.OpPlan:

@@ -61,7 +61,7 @@ func (q *Queen) readyz(w http.ResponseWriter, r *http.Request) {
 
 func (q *Queen) cluster(w http.ResponseWriter, _ *http.Request) {
 	s := q.Snapshot()
-	httpd.WriteJSON(w, http.StatusOK, contract.ClusterView{NodeID: q.o.NodeID, Hives: q.hiveViews(s, false), Workers: q.workerViews(s), Members: q.o.Members()})
+	httpd.WriteJSON(w, http.StatusOK, contract.ClusterView{NodeID: q.o.NodeID, Hives: q.hiveViews(s, false), Workers: q.workerViews(s), Members: q.members()})
 }
 
 // workerExit takes a hive's report that a worker's process ended. It carries the hive's secret.
