@@ -122,7 +122,7 @@ func (a *assembly) take(o Options, cfg *config.Config, changed func(string) bool
 func (a *assembly) buildHive(o Options, n node, m *metrics.Metrics) error {
 	cfg := o.Config
 	native := &nativeExecutable{home: cfg.Home, version: o.Version, own: o.Executable, carried: bundle.Binary()}
-	store, plugins, err := openStore(o, native)
+	store, plugins, err := openStore(o, native, a.network)
 	if err != nil {
 		return err
 	}

@@ -33,7 +33,7 @@ import (
 // switched off.
 //
 // The plugins of the configuration are in the Set, which the caller closes.
-func openStore(o Options, native *nativeExecutable) (*artifact.Store, *pluginhost.Set, error) {
+func openStore(o Options, native *nativeExecutable, net network) (*artifact.Store, *pluginhost.Set, error) {
 	cfg := o.Config
 	log := o.Log.With("role", "hive")
 	r := newReach(cfg)
@@ -89,7 +89,7 @@ func openStore(o Options, native *nativeExecutable) (*artifact.Store, *pluginhos
 		Home: cfg.Home, Vendors: append(vendors, plugins.Vendors...), Provisioners: append(engines, plugins.Provisioners...),
 		Openers: map[string]vendor.Opener{builtin.Scheme: inside}, Credentials: r.credential,
 		LeftOut: plugins.LeftOut, Reserve: cfg.Hive.Reserve.Disk, SelfTest: native.selfTest, Tools: tools,
-		Runner: tool.New([]string{o.Executable, "exec-child"}), HTTP: client, Log: log,
+		Runner: tool.New([]string{o.Executable, "exec-child"}), HTTP: client, Dial: net.dial, Log: log,
 	})
 	if err != nil {
 		plugins.Close()

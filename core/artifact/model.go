@@ -27,8 +27,9 @@ const maxSideFile = 64 << 20
 // PullModel makes sure that the model that ref names is in the catalog, and returns its entry: it asks the vendor which files
 // it consists of, transfers, verifies and publishes them. A model that is there already needs no network, and a file that
 // stays in place is only looked at again. Callers that ask for the same model at once share one transfer.
+// Where peers has other hives that hold the model, they are asked for it first, and its vendor only where they cannot help.
 // A cancelled ctx keeps what has arrived for seven days.
-func (s *Store) PullModel(ctx context.Context, ref string, report Report) (contract.Model, error) {
+func (s *Store) PullModel(ctx context.Context, ref string, report Report, peers ...contract.Peer) (contract.Model, error) {
 	if len(ref) == 0 || len(ref) > 4096 {
 		return contract.Model{}, fault.New(fault.Invalid, "invalid_reference", "A model reference is a scheme and a name, for example builtin:stories260k.")
 	}
@@ -41,7 +42,7 @@ func (s *Store) PullModel(ctx context.Context, ref string, report Report) (contr
 			return contract.Model{}, err
 		}
 		defer unlock()
-		return s.pullModel(ctx, ref, report)
+		return s.pullModel(ctx, ref, report, peers)
 	})
 }
 
@@ -50,21 +51,34 @@ func hiddenReference(ref string) error {
 	return fault.New(fault.Invalid, "invalid_reference", "The reference %q holds characters that cannot be shown; leave them out, and rename a file or folder whose name has them.", printable(ref))
 }
 
-func (s *Store) pullModel(ctx context.Context, ref string, report Report) (contract.Model, error) {
+func (s *Store) pullModel(ctx context.Context, ref string, report Report, peers []contract.Peer) (contract.Model, error) {
 	if m, err := s.Model(ref); err == nil && s.complete(m) {
 		report(contract.ActionPresent, m.ID+" is in the catalog already", nil)
 		return m, nil
 	}
-	i := slices.IndexFunc(s.opts.Vendors, func(v vendor.Vendor) bool { return v.Supports(ref) })
+	if len(peers) == 0 {
+		return s.pullFromOrigin(ctx, ref, ref, report)
+	}
+	m, err := s.pullFromPeers(ctx, ref, peers, report)
+	if err == nil || ours(ctx, err) {
+		return m, err
+	}
+	report("retry", fmt.Sprintf("%v It is fetched from where it is published.", err), nil)
+	return s.pullFromOrigin(ctx, ref, peers[0].Model, report)
+}
+
+// pullFromOrigin brings a model from where its vendor has it. ref is what was asked for, and exact the same or what that stands for.
+func (s *Store) pullFromOrigin(ctx context.Context, ref, exact string, report Report) (contract.Model, error) {
+	i := slices.IndexFunc(s.opts.Vendors, func(v vendor.Vendor) bool { return v.Supports(exact) })
 	if i < 0 {
-		if err := s.leftOut(ref); err != nil {
+		if err := s.leftOut(exact); err != nil {
 			return contract.Model{}, err
 		}
-		return contract.Model{}, fault.New(fault.Invalid, "unknown_scheme", "No vendor knows references like %q; known are %s.", ref, s.schemes())
+		return contract.Model{}, fault.New(fault.Invalid, "unknown_scheme", "No vendor knows references like %q; known are %s.", exact, s.schemes())
 	}
 	v := s.opts.Vendors[i]
-	report("resolve", "looking up "+ref, nil)
-	man, err := v.Resolve(ctx, vendor.ResolveRequest{Reference: ref, Platform: platform(nil)})
+	report("resolve", "looking up "+exact, nil)
+	man, err := v.Resolve(ctx, vendor.ResolveRequest{Reference: exact, Platform: platform(nil)})
 	if err != nil {
 		return contract.Model{}, pluginhost.Fault(err)
 	}
@@ -73,35 +87,47 @@ func (s *Store) pullModel(ctx context.Context, ref string, report Report) (contr
 	}
 	m := contract.Model{Vendor: v.Info().Name, Format: man.Format, Unproved: unproved(man), AddedAt: s.now().UTC()}
 	if inPlace(man) {
-		return s.pullInPlace(ctx, ref, man, m, report)
+		return s.pullInPlace(ctx, exact, man, m, report)
 	}
 	from := s.originOf(v, man)
+	err = s.bring(ctx, &m, man.Files, func(f vendor.File) (contract.File, error) { return s.fetchBlob(ctx, from, f, report) }, func() error {
+		var err error
+		if m.ID, err = pin(exact, man, m.Files); err != nil {
+			return err
+		}
+		m.References = references(ref, m.ID, man)
+		return nil
+	}, report)
+	return m, err
+}
+
+// bring fetches the files of m, describes it by them, has name say under which names it is to be found, and publishes it.
+func (s *Store) bring(ctx context.Context, m *contract.Model, files []vendor.File, fetch func(vendor.File) (contract.File, error), name func() error, report Report) error {
 	// A model that is removed meanwhile may take a blob with it that is shared with this one: then that is fetched again.
 	for range 3 {
 		m.Files, m.SizeBytes = nil, 0
-		for _, f := range weightsFirst(man.Files) {
-			file, err := s.fetchBlob(ctx, from, f, report)
+		for _, f := range weightsFirst(files) {
+			file, err := fetch(f)
 			if err != nil {
-				return contract.Model{}, err
+				return err
 			}
 			m.Files = append(m.Files, file)
 			m.SizeBytes += file.SizeBytes
 		}
-		if err := s.describe(&m); err != nil {
-			return contract.Model{}, err
+		if err := s.describe(m); err != nil {
+			return err
 		}
-		if m.ID, err = pin(ref, man, m.Files); err != nil {
-			return contract.Model{}, err
+		if err := name(); err != nil {
+			return err
 		}
-		m.References = references(ref, m.ID, man)
-		if err := s.publishIfComplete(ctx, &m); err == nil {
+		if err := s.publishIfComplete(ctx, m); err == nil {
 			report("publish", m.ID+" is in the catalog", nil)
-			return m, nil
+			return nil
 		} else if !errors.Is(err, errBlobGone) {
-			return contract.Model{}, err
+			return err
 		}
 	}
-	return contract.Model{}, fault.New(fault.Conflict, "store_busy", "The files of %s were removed while they were being added; run the command again.", ref)
+	return fault.New(fault.Conflict, "store_busy", "The files of %s were removed while they were being added; run the command again.", m.ID)
 }
 
 // errBlobGone says that a blob was collected between its transfer and the publishing of its model.

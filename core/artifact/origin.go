@@ -3,6 +3,7 @@ package artifact
 import (
 	"context"
 	"net/http"
+	"net/url"
 	"reflect"
 	"slices"
 
@@ -20,11 +21,25 @@ type origin struct {
 	client *http.Client
 	// refresh asks for other sources of the file with that path. Nil: the sources are all that there are.
 	refresh func(ctx context.Context, path string) (*vendor.File, error)
+	sha512  bool // is to be known of files for which it was not promised
+	// name says for people whose an address is, where it is one of another hive; nil: they are of servers, known by their hosts.
+	name func(u *url.URL) string
+	// failed hears of each source that was given up. Nil: nobody wants to know.
+	failed func(src vendor.Source, err error)
+	tries  int // in a row without progress; 0: the usual number
+}
+
+// place names who has an address.
+func (o origin) place(u *url.URL) string {
+	if o.name != nil {
+		return o.name(u)
+	}
+	return u.Host
 }
 
 // originOf is how what plugin has resolved is fetched. man is nil for an engine.
 func (s *Store) originOf(plugin any, man *vendor.Manifest) origin {
-	from := origin{client: s.client}
+	from := origin{client: s.client, sha512: man == nil}
 	if g, ok := plugin.(guarded); ok {
 		if c := g.FileClient(); c != nil {
 			from.client = withTokens(c)

@@ -40,7 +40,10 @@ var errRestart = errors.New("the resumed file does not verify")
 
 // sums are the digests of what was hashed.
 func (t *transfer) sums() vendor.Digests {
-	d := vendor.Digests{SHA256: hex.EncodeToString(t.sha256.Sum(nil)), SHA512: hex.EncodeToString(t.sha512.Sum(nil))}
+	d := vendor.Digests{SHA256: hex.EncodeToString(t.sha256.Sum(nil))}
+	if t.sha512 != nil {
+		d.SHA512 = hex.EncodeToString(t.sha512.Sum(nil))
+	}
 	if t.git != nil {
 		d.GitBlobSHA1 = hex.EncodeToString(t.git.Sum(nil))
 	}

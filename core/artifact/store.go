@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -47,7 +48,9 @@ type Options struct {
 	// LeftOut says, by scheme, why references of it have nobody who answers for them: a plugin that cannot be used.
 	LeftOut map[string]string
 	HTTP    *http.Client // made by core/egress; nil: one without hosts that the configuration names
-	Log     *slog.Logger // nil: no log
+	// Dial connects to other hives. Nil: a plain dialer.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	Log  *slog.Logger // nil: no log
 }
 
 // SelfTestReport is what a working engine says of itself.
@@ -63,12 +66,14 @@ type Report = func(action, message string, p *contract.Progress)
 // Store is the artifact store of one hive. Its methods may be called from many goroutines and by several processes with
 // the same home at once.
 type Store struct {
-	home    string
-	opts    Options
-	log     *slog.Logger
-	client  *http.Client
-	timing  timing
-	flights flights
+	home   string
+	opts   Options
+	log    *slog.Logger
+	client *http.Client
+	// peerClient asks other hives.
+	peerClient *http.Client
+	timing     timing
+	flights    flights
 	// at is called before each step that changes the disk, with the step's name. Tests kill the process in it.
 	at func(point string)
 	// free tells the free bytes of the file system that holds a folder.
@@ -99,7 +104,7 @@ func Open(o Options) (*Store, error) {
 	}
 	o.MaxFile = cmp.Or(o.MaxFile, defaultMaxFile)
 	s := &Store{
-		home: filepath.Clean(o.Home), opts: o, log: o.Log, client: withTokens(cmp.Or(o.HTTP, egress.NewClient(egress.Options{}))), timing: defaultTiming,
+		home: filepath.Clean(o.Home), opts: o, log: o.Log, client: withTokens(cmp.Or(o.HTTP, egress.NewClient(egress.Options{}))), peerClient: newPeerClient(o.Dial), timing: defaultTiming,
 		at: func(string) {}, free: folder.Free, now: time.Now, maxQuarantine: defaultMaxQuarantine, builds: defaultBuilds,
 	}
 	if err := folder.Make(s.home, "blobs/sha256", "partial", "quarantine", "catalog/models", "catalog/engines", "views", "engines"); err != nil {

@@ -12,6 +12,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"os"
 	"strconv"
 	"strings"
@@ -31,12 +32,13 @@ import (
 type timing struct {
 	backoff  time.Duration // before the second attempt; doubled for each further one
 	longest  time.Duration // of any pause between attempts, also of one that the server asks for
+	busy     time.Duration // before hives are asked again that had no time
 	attempts int           // in a row without progress
 	span     int64         // bytes that are asked for at once, where the source has ranges
 }
 
 // Some content networks refuse to send more than 50 GB at once.
-var defaultTiming = timing{backoff: 500 * time.Millisecond, longest: time.Minute, attempts: 6, span: 32 << 30}
+var defaultTiming = timing{backoff: 500 * time.Millisecond, longest: time.Minute, busy: 5 * time.Second, attempts: 6, span: 32 << 30}
 
 // minProgress is how much an attempt must bring to count as one that gets on.
 const minProgress = 64 << 10
@@ -108,13 +110,17 @@ type transfer struct {
 	refreshed  int  // how often other sources were asked for
 
 	// The hashes of the first hashed bytes of the part.
-	sha256, sha512 hash.Hash
-	git            hash.Hash // as git names files; nil where nothing is compared with it
-	hashed         int64
+	sha256 hash.Hash
+	sha512 hash.Hash // nil where nobody wants it
+	git    hash.Hash // as git names files; nil where nothing is compared with it
+	hashed int64
 }
 
 func (t *transfer) reset() {
-	t.sha256, t.sha512, t.git, t.hashed = sha256.New(), sha512.New(), nil, 0
+	t.sha256, t.sha512, t.git, t.hashed = sha256.New(), nil, nil, 0
+	if t.file.Digests.SHA512 != "" || t.from.sha512 {
+		t.sha512 = sha512.New()
+	}
 	if t.file.Digests.GitBlobSHA1 != "" && t.file.Size >= 0 {
 		t.git = sha1.New()
 		_, _ = fmt.Fprintf(t.git, "blob %d\x00", t.file.Size)
@@ -123,10 +129,13 @@ func (t *transfer) reset() {
 
 // hashes takes what is to be hashed.
 func (t *transfer) hashes() io.Writer {
-	if t.git == nil {
-		return io.MultiWriter(t.sha256, t.sha512)
+	all := []io.Writer{t.sha256}
+	for _, h := range []hash.Hash{t.sha512, t.git} {
+		if h != nil {
+			all = append(all, h)
+		}
 	}
-	return io.MultiWriter(t.sha256, t.sha512, t.git)
+	return io.MultiWriter(all...)
 }
 
 func (t *transfer) pinned() bool { return t.file.Digests != vendor.Digests{} }
@@ -175,8 +184,11 @@ func (t *transfer) any(ctx context.Context) (fetched, error) {
 		if err == nil {
 			return got, nil
 		}
-		if _, ours := errors.AsType[*writeError](err); ours || ctx.Err() != nil || fault.KindOf(err) == fault.Exhausted || folder.IsFull(err) {
+		if ours(ctx, err) {
 			return fetched{}, err
+		}
+		if t.from.failed != nil {
+			t.from.failed(src, err)
 		}
 		errs = append(errs, err)
 	}
@@ -196,6 +208,9 @@ func (t *transfer) try(ctx context.Context, src vendor.Source) (fetched, error) 
 	scheme, _, _ := strings.Cut(src.URL, ":")
 	if scheme != "https" && scheme != "http" {
 		return t.open(ctx, scheme, src)
+	}
+	if u, err := url.Parse(src.URL); err == nil && t.from.name != nil {
+		t.meter.message = "fetching " + t.what + " from " + t.from.name(u)
 	}
 	failures, most := 0, t.size()
 	for {
@@ -223,7 +238,7 @@ func (t *transfer) try(ctx context.Context, src vendor.Source) (fetched, error) 
 		if n := t.size(); n >= most+minProgress {
 			failures, most = 0, n
 		}
-		if failures++; failures >= cmp.Or(again.most, t.s.timing.attempts) {
+		if failures++; failures >= cmp.Or(again.most, t.from.tries, t.s.timing.attempts) {
 			return fetched{}, err
 		}
 		wait := again.wait
@@ -358,10 +373,10 @@ func (t *transfer) attempt(ctx context.Context, src vendor.Source) error {
 	}
 	res, err := t.from.client.Do(req)
 	if err != nil {
-		if err := t.stalled(req.URL.Host, err); err != nil {
+		if err := t.stalled(t.from.place(req.URL), err); err != nil {
 			return err
 		}
-		if err = unreachable(req.URL.Host, err); fault.As(err).Code == codeUnreachable {
+		if err = unreachable(t.from.place(req.URL), err); fault.As(err).Code == codeUnreachable {
 			err = &retryError{err: err}
 		}
 		return err
@@ -387,12 +402,12 @@ func (t *transfer) attempt(ctx context.Context, src vendor.Source) error {
 		}
 	}
 	if res.StatusCode == http.StatusPartialContent && end >= 0 {
-		if err := t.receive(ctx, f, res.Body, end+1, res.Request.URL.Host); err != nil {
+		if err := t.receive(ctx, f, res.Body, end+1, t.from.place(res.Request.URL)); err != nil {
 			return err
 		}
 		return errMore
 	}
-	return t.receive(ctx, f, res.Body, total, res.Request.URL.Host)
+	return t.receive(ctx, f, res.Body, total, t.from.place(res.Request.URL))
 }
 
 // errMore says that an attempt brought what it asked for, and that this is not all.
@@ -409,7 +424,7 @@ func (t *transfer) stalled(host string, err error) error {
 // accept looks at the head of an answer to a request for the bytes from n to last, or to the end where last is -1. It returns where the body starts and the length of
 // the whole file, -1 if that is not known.
 func (t *transfer) accept(res *http.Response, f *os.File, n, last int64) (at, total int64, err error) {
-	host := res.Request.URL.Host
+	host := t.from.place(res.Request.URL)
 	switch c := res.StatusCode; {
 	case c == http.StatusOK:
 		if n > 0 {
@@ -429,6 +444,10 @@ func (t *transfer) accept(res *http.Response, f *os.File, n, last int64) (at, to
 		// Redirects lead to addresses that are signed for a time, or for a number of requests: a new one comes from the source.
 		err := &expiredError{fault.New(fault.Unavailable, "source_expired", "%s, where %s is kept, refused to send it (status %d); try again later.", host, t.what, c)}
 		return 0, 0, &retryError{err: err, most: maxExpired}
+	case t.from.name != nil && (c == http.StatusUnauthorized || c == http.StatusForbidden):
+		return 0, 0, fault.New(fault.Denied, "peer_denied", "%s refused to send %s (status %d): the ticket for it has expired, or the clocks of the machines differ.", host, t.what, c)
+	case t.from.name != nil && c == http.StatusServiceUnavailable:
+		return 0, 0, fault.New(fault.Unavailable, codeBusy, "%s sends files to others already.", host)
 	case c == http.StatusUnauthorized || c == http.StatusForbidden:
 		return 0, 0, &expiredError{fault.New(fault.Denied, "source_denied", "%s refused to send %s (status %d); set a credential for it with `apiary credential set`.", host, t.what, c)}
 	case c == http.StatusGone && t.mayRefresh():

@@ -22,10 +22,11 @@ type hubKey struct{}
 // hubCommands are the commands of scripts about models that are fetched: `hub` starts a hub with some repositories and sets HUB
 // and HUB_CDN; `hubset FAULT VALUE` changes what goes wrong; `hubsent BYTES MORE` wants that so many bytes of large files were sent
 // since it was last asked, or up to MORE more, and shows the requests; `waitpart BYTES` waits for that much of a file to have
-// arrived; `killagent` kills the agent; `nosecret TEXT` wants that it is neither in the environment of a worker nor in the data folder.
+// arrived; `hubgone` ends the hub; `killagent` kills the agent; `nosecret TEXT` wants that it is neither in the environment of a worker nor in the data folder.
 func hubCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
 		"hub": scriptHub, "hubset": scriptHubSet, "hubsent": scriptHubSent, "waitpart": scriptWaitPart, "killagent": scriptKillAgent, "nosecret": scriptNoSecret,
+		"hubgone": func(ts *testscript.TestScript, _ bool, _ []string) { hubOf(ts).Close() },
 	}
 }
 

@@ -48,6 +48,8 @@ type Options struct {
 	Own func(u *url.URL) bool
 	// Proxy gives the proxy for a request; nil: that of the environment (HTTPS_PROXY, NO_PROXY, …).
 	Proxy func(*http.Request) (*url.URL, error)
+	// Dial connects to own origins and to proxies. Nil: a plain dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Idle bounds the wait for the head of an answer, and the time in which a body must bring 1 KiB for each of its
 	// seconds. Only waiting for the other side counts. 0: DefaultIdle.
 	Idle time.Duration
@@ -70,8 +72,10 @@ func NewClient(o Options) *http.Client {
 	if o.Remedy == "" {
 		o.Remedy = "add it to hive.mirrors"
 	}
-	plain := &net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}
-	t := &transport{o: o, own: newTransport(plain.DialContext, nil), proxied: newTransport(plain.DialContext, o.Proxy), others: newTransport(dialPublic(o.Remedy), nil)}
+	if o.Dial == nil {
+		o.Dial = (&net.Dialer{Timeout: dialTimeout, KeepAlive: 30 * time.Second}).DialContext
+	}
+	t := &transport{o: o, own: newTransport(o.Dial, nil), proxied: newTransport(o.Dial, o.Proxy), others: newTransport(dialPublic(o.Remedy), nil)}
 	return &http.Client{Transport: t, CheckRedirect: checkRedirect}
 }
 

@@ -41,6 +41,11 @@ func shared(m contract.Model) bool {
 	return !slices.ContainsFunc(m.Files, func(f contract.File) bool { return f.InPlace != nil })
 }
 
+// others are the hives that were named, without this one.
+func (h *Hive) others(peers []contract.Peer) []contract.Peer {
+	return slices.DeleteFunc(slices.Clone(peers), func(p contract.Peer) bool { return p.HiveID == h.opts.NodeID })
+}
+
 // serveBlobs answers with the catalog entry of the model that a ticket opens.
 func (h *Hive) serveBlobs(w http.ResponseWriter, r *http.Request) {
 	m, err := h.opened(r)

@@ -31,7 +31,7 @@ import (
 
 // Artifacts is the hive's store of models and engines. Errors are faults; a missing entry is a NotFound.
 type Artifacts interface {
-	PullModel(ctx context.Context, ref string, report func(action, message string, p *contract.Progress)) (contract.Model, error)
+	PullModel(ctx context.Context, ref string, report func(action, message string, p *contract.Progress), peers ...contract.Peer) (contract.Model, error)
 	SearchModels(ctx context.Context, req contract.ModelSearch) (contract.ModelsFound, error)
 	Models() ([]contract.Model, error)
 	Model(ref string) (contract.Model, error)

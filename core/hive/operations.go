@@ -143,7 +143,7 @@ func reporter(n *job.Narrator) func(action, message string, p *contract.Progress
 }
 
 func (h *Hive) download(ctx context.Context, n *job.Narrator, r contract.ArtifactRef) (contract.Model, error) {
-	m, err := h.opts.Artifacts.PullModel(ctx, r.Reference, reporter(n))
+	m, err := h.opts.Artifacts.PullModel(ctx, r.Reference, reporter(n), h.others(r.Peers)...)
 	if err != nil {
 		return m, err
 	}

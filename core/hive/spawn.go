@@ -185,7 +185,7 @@ func (h *Hive) modelPath(ctx context.Context, n *job.Narrator, spec contract.Wor
 	m, err := h.opts.Artifacts.Model(spec.Model)
 	if fault.KindOf(err) == fault.NotFound {
 		n.Info("download", "The model %s is not on this hive yet and is fetched.", spec.Model)
-		m, err = h.opts.Artifacts.PullModel(ctx, spec.Model, reporter(n))
+		m, err = h.opts.Artifacts.PullModel(ctx, spec.Model, reporter(n), h.others(spec.Peers)...)
 	}
 	if err != nil {
 		return "", nil, err

@@ -26,7 +26,7 @@ func missing(code, ref string) error {
 	return fault.New(fault.NotFound, code, "%s is not in the catalog; fetch it first.", ref)
 }
 
-func (s *store) PullModel(ctx context.Context, ref string, report func(string, string, *contract.Progress)) (contract.Model, error) {
+func (s *store) PullModel(ctx context.Context, ref string, report func(string, string, *contract.Progress), peers ...contract.Peer) (contract.Model, error) {
 	if !strings.HasPrefix(ref, "file:") {
 		return contract.Model{}, missing("model_not_found", ref)
 	}

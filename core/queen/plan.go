@@ -239,7 +239,7 @@ func (p *picture) step(a placement.Action, in *placement.Input) contract.PlanSte
 	id := p.dir.modelOf(p.wishes[i])
 	switch {
 	case a.Fetch > 0 && a.From != "":
-		parts = append(parts, fmt.Sprintf("fetch %s, which %s has", a.Fetch, hiveName(in, a.From)))
+		parts = append(parts, fmt.Sprintf("fetch %s from %s", a.Fetch, hiveName(in, a.From)))
 	case a.Fetch > 0:
 		parts = append(parts, fmt.Sprintf("fetch %s from its origin", a.Fetch))
 	case p.dir.model(id) != nil:
