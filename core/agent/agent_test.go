@@ -193,6 +193,7 @@ func TestDrainWaitsForRequestsAndRefusesNewOnes(t *testing.T) {
 		default:
 		}
 		close(finish)
+		time.Sleep(linger)
 		synctest.Wait()
 		select {
 		case <-done:

@@ -10,12 +10,22 @@ import (
 	"github.com/apiary-dev/apiary/core/httpd"
 )
 
+const (
+	// linger is how long an agent that served requests lately goes on refusing new ones after the last one has ended. Clients that hold
+	// connections open thus learn by an answer that they have to go elsewhere; one that sends while its connection is being
+	// closed cannot tell whether the request was executed.
+	linger = 500 * time.Millisecond
+	// lately is for how long clients keep connections open.
+	lately = time.Minute
+)
+
 // drain counts the requests that are being served. Once told to stop it turns readiness off, refuses new ones and waits
 // for those that run.
 type drain struct {
 	mu       sync.Mutex // guards the fields below
 	stopping bool
 	inFlight int
+	last     time.Time     // when a request ended; zero: none did
 	idle     chan struct{} // closed when stopping and nothing is in flight
 }
 
@@ -25,6 +35,7 @@ func newDrain() *drain { return &drain{idle: make(chan struct{})} }
 func (d *drain) counted(next http.Handler, refuse func(http.ResponseWriter, *http.Request, error)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !d.enter() {
+			w.Header().Set("Connection", "close")
 			refuse(w, r, errDraining())
 			return
 		}
@@ -65,12 +76,13 @@ func (d *drain) leave() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.inFlight--
+	d.last = time.Now()
 	if d.stopping && d.inFlight == 0 {
 		close(d.idle)
 	}
 }
 
-// run waits for the end of ctx and then drains, until nothing is in flight or limit has passed.
+// run waits for the end of ctx and then drains, until nothing is in flight or limit has passed, and lingers.
 func (d *drain) run(ctx context.Context, limit time.Duration) error {
 	<-ctx.Done()
 	d.mu.Lock()
@@ -84,6 +96,13 @@ func (d *drain) run(ctx context.Context, limit time.Duration) error {
 	select {
 	case <-d.idle:
 	case <-timer.C:
+		return nil
+	}
+	d.mu.Lock()
+	used := !d.last.IsZero() && time.Since(d.last) < lately
+	d.mu.Unlock()
+	if used {
+		time.Sleep(linger)
 	}
 	return nil
 }

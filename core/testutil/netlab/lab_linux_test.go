@@ -2,6 +2,7 @@ package netlab
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -42,11 +43,12 @@ type lab struct {
 
 // agent is one machine: a namespace, a data folder and a process.
 type agent struct {
-	lab  *lab
-	n    int
-	ns   string
-	home string
-	ip   string
+	lab    *lab
+	n      int
+	ns     string
+	home   string
+	ip     string
+	binary string // the program that start runs; "": that of the lab
 	// neighbours are the commands that tell it the others' hardware addresses.
 	neighbours []string
 	cmd        *exec.Cmd
@@ -158,7 +160,7 @@ func (a *agent) inside(args ...string) *exec.Cmd {
 func (a *agent) start(join ...int) {
 	t := a.lab.t
 	t.Helper()
-	args := []string{a.lab.binary, "agent", "--insecure-i-know"}
+	args := []string{cmp.Or(a.binary, a.lab.binary), "agent", "--insecure-i-know"}
 	for _, n := range join {
 		args = append(args, "--join", fmt.Sprintf("%s%d:7834", subnet, n))
 	}
