@@ -67,9 +67,11 @@ type WorkerInfo struct {
 	SlotsBusy       int       `json:"slots_busy"`
 	QueueDepth      int       `json:"queue_depth"` // accepted, waiting for a slot
 	KVTokensUsed    int       `json:"kv_tokens_used"`
-	MemoryBytes     Bytes     `json:"memory_bytes"`  // resident memory of the worker and its engine
-	LoadProgress    float64   `json:"load_progress"` // 0 to 1
-	Progress        uint64    `json:"progress"`      // grows whenever load, prefill, decode or queue advances
+	MemoryBytes     Bytes     `json:"memory_bytes"` // resident memory of the worker and its engine
+	// DeviceMemoryBytes is what the worker and its engine took of the memory of its accelerators; 0: none, or the engine does not say.
+	DeviceMemoryBytes Bytes   `json:"device_memory_bytes,omitempty"`
+	LoadProgress      float64 `json:"load_progress"` // 0 to 1
+	Progress          uint64  `json:"progress"`      // grows whenever load, prefill, decode or queue advances
 
 	Protection *Protection `json:"protection,omitempty"` // of its process; nil: it does not say
 }

@@ -171,6 +171,9 @@ func checkWorkerBeat(w *contract.WorkerInfo) error {
 	if w.MemoryBytes > maxMemory {
 		return invalidBeat("worker.memory_bytes", "is %s, and no machine has more than %s", w.MemoryBytes, maxMemory)
 	}
+	if w.DeviceMemoryBytes > maxMemory {
+		return invalidBeat("worker.device_memory_bytes", "is %s, and no machine has more than %s", w.DeviceMemoryBytes, maxMemory)
+	}
 	if w.LoadProgress < 0 || w.LoadProgress > 1 {
 		return invalidBeat("worker.load_progress", "must be between 0 and 1")
 	}

@@ -100,6 +100,7 @@ func TestBeatFields(t *testing.T) {
 		{"worker.model_name", func(w *contract.WorkerInfo) { w.ModelName = strings.Repeat("n", 1025) }},
 		{"worker.device", func(w *contract.WorkerInfo) { w.Device = "cpu0\x00" }},
 		{"", func(w *contract.WorkerInfo) { w.MemoryBytes = 1 << 50 }},
+		{"worker.device_memory_bytes", func(w *contract.WorkerInfo) { w.DeviceMemoryBytes = 1<<50 + 1 }},
 		{"worker.memory_bytes", func(w *contract.WorkerInfo) { w.MemoryBytes = 1<<50 + 1 }},
 		{"worker.model_id", func(w *contract.WorkerInfo) { w.ModelID = "safe\u202egpj.exe" }},
 		{"worker.version", func(w *contract.WorkerInfo) { w.Version = "1\u2028" }},

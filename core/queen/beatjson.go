@@ -3,6 +3,7 @@ package queen
 import (
 	"encoding/json"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"
@@ -97,13 +98,46 @@ func (r *beatReader) worker(w *contract.WorkerInfo) bool {
 			return r.int(&w.KVTokensUsed)
 		case "memory_bytes":
 			return r.unsigned((*uint64)(&w.MemoryBytes))
+		case "device_memory_bytes":
+			return r.unsigned((*uint64)(&w.DeviceMemoryBytes))
 		case "load_progress":
 			return r.fraction(&w.LoadProgress)
 		case "progress":
 			return r.unsigned(&w.Progress)
+		case "protection":
+			w.Protection = &contract.Protection{}
+			return r.protection(w.Protection)
 		}
 		return false
 	})
+}
+
+func (r *beatReader) protection(p *contract.Protection) bool {
+	return r.object(func(key string) bool {
+		switch key {
+		case "no_new_privs":
+			return r.bool(&p.NoNewPrivs)
+		case "landlock":
+			return r.int(&p.Landlock)
+		case "seccomp":
+			return r.bool(&p.Seccomp)
+		case "reason":
+			return r.string(&p.Reason)
+		}
+		return false
+	})
+}
+
+func (r *beatReader) bool(to *bool) bool {
+	word := "false"
+	if *to = strings.HasPrefix(r.text[r.at:], "true"); *to {
+		word = "true"
+	}
+	if !strings.HasPrefix(r.text[r.at:], word) {
+		return false
+	}
+	r.at += len(word)
+	return true
 }
 
 // next takes c, if it is next.

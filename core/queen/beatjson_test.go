@@ -19,7 +19,8 @@ func fullBeat() contract.Heartbeat {
 		ID: "w-1", ModelID: "hf:a/b:Q4_K_M", Device: "cuda0,cuda1", Port: 7855, Status: contract.StatusBusy, Implementation: "llama-cpp", Version: "b1", ContractVersion: 1,
 		Incarnation: 1<<62 + 1, ModelName: "other", HiveID: "h1", Address: "127.0.0.1", PID: 4321, BootID: "boot", StartTicks: 1 << 63, StartedAt: now.Add(-time.Hour), SpawnKey: "chat#0",
 		Generation: -3, APIs: []string{"infer", "embeddings"}, Capabilities: []string{"chat"}, ContextLength: 8192, Slots: 4, SlotsBusy: 3, QueueDepth: 2, KVTokensUsed: 77,
-		MemoryBytes: 5 * contract.GiB, LoadProgress: 0.4375, Progress: 99,
+		MemoryBytes: 5 * contract.GiB, DeviceMemoryBytes: 7 * contract.GiB, LoadProgress: 0.4375, Progress: 99,
+		Protection: &contract.Protection{NoNewPrivs: true, Landlock: 7, Seccomp: true, Reason: "none"},
 	}}
 }
 

@@ -22,8 +22,8 @@ const (
 	peaksSave = time.Minute // between two writes
 )
 
-// peaks are the most memory that workers on processors were seen to take: estimates are corrected by them. What a worker takes on an
-// accelerator its beat does not say.
+// peaks are the most memory that workers were seen to take of their devices: estimates are corrected by them, for each model, engine,
+// context and device. A worker on several devices does not say what it takes of each.
 type peaks struct {
 	home  string // of the agent; empty: nothing is kept
 	all   map[peakKey]contract.Bytes
@@ -60,7 +60,8 @@ func openPeaks(home string) (*peaks, error) {
 // note looks at a worker that has served. context and slots are what it was started with.
 func (p *peaks) note(w *registry.Worker, engine string, context, slots int) {
 	i := &w.Info
-	if i.MemoryBytes == 0 || !strings.HasPrefix(i.Device, "cpu") || strings.Contains(i.Device, ",") || strings.HasPrefix(i.ModelID, echoScheme) {
+	taken := memoryTaken(i)
+	if taken == 0 || strings.Contains(i.Device, ",") || strings.HasPrefix(i.ModelID, echoScheme) {
 		return
 	}
 	k := peakKey{i.ModelID, engine, context, slots, placement.Place{Hive: i.HiveID, Device: i.Device}}
@@ -68,8 +69,16 @@ func (p *peaks) note(w *registry.Worker, engine string, context, slots int) {
 	if !known && len(p.all) >= maxPeaks {
 		return
 	}
-	p.all[k] = max(old, i.MemoryBytes)
-	p.dirty = p.dirty || i.MemoryBytes > old+old/20
+	p.all[k] = max(old, taken)
+	p.dirty = p.dirty || taken > old+old/20
+}
+
+// memoryTaken is what a worker says that it takes of the memory of its device; 0: it does not say.
+func memoryTaken(i *contract.WorkerInfo) contract.Bytes {
+	if strings.HasPrefix(i.Device, "cpu") {
+		return i.MemoryBytes
+	}
+	return i.DeviceMemoryBytes
 }
 
 func (p *peaks) list() []placement.Peak {

@@ -294,6 +294,8 @@ func (p *picture) worker(w *registry.Worker) (out placement.Worker, onDemand boo
 	onProcessor := !slices.ContainsFunc(out.Devices, func(id string) bool { return !strings.HasPrefix(id, "cpu") })
 	if onProcessor && (begun || p.dir.model(i.ModelID) == nil) {
 		out.Memory = max(out.Memory, i.MemoryBytes)
+	} else if len(out.Devices) == 1 {
+		out.Memory = max(out.Memory, i.DeviceMemoryBytes)
 	}
 	if onDemand && (out.State == placement.StateFailed || out.State == placement.StateLost) {
 		out.Deployment, onDemand = "", false // the registry asks for another one

@@ -3,6 +3,7 @@ package queen
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -211,14 +212,20 @@ func TestPeaks(t *testing.T) {
 		w.Info.MemoryBytes = bytes
 		p.note(&w, engineRef, 4096, 2)
 	}
-	w.Info.Device = "cuda0"
+	w.Info.Device = "cuda0" // where its resident memory says nothing
+	p.note(&w, engineRef, 4096, 2)
+	w.Info.Device, w.Info.DeviceMemoryBytes = "cuda1", 9
+	p.note(&w, engineRef, 4096, 2)
+	w.Info.Device = "cuda0,cuda1"
 	p.note(&w, engineRef, 4096, 2)
 	if err := p.save(1); err != nil {
 		t.Fatal(err)
 	}
 	p, err = openPeaks(home)
 	want := placement.Peak{Model: modelID, Engine: engineRef, Context: 4096, Slots: 2, Place: placement.Place{Hive: "q1", Device: "cpu0"}, Bytes: 7}
-	if got := p.list(); err != nil || len(got) != 1 || got[0] != want {
+	gpu := want
+	gpu.Place.Device, gpu.Bytes = "cuda1", 9
+	if got := p.list(); err != nil || len(got) != 2 || !slices.Contains(got, want) || !slices.Contains(got, gpu) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }

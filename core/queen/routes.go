@@ -3,7 +3,6 @@ package queen
 import (
 	"net/http"
 	"slices"
-	"slices"
 	"time"
 
 	"github.com/apiary-dev/apiary/core/contract"

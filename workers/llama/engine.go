@@ -128,6 +128,7 @@ func (e *Engine) load(ctx context.Context, lib *Library, want sizes, progress fu
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
+		before := lib.freeOn(e.o.Devices)
 		m, err := loadModel(ctx, lib, e.o.ModelPath, e.o.Devices, want, func(f float64) {
 			e.counters.progress.Add(1)
 			progress(f)
@@ -143,6 +144,7 @@ func (e *Engine) load(ctx context.Context, lib *Library, want sizes, progress fu
 			done <- result{err: err}
 			return
 		}
+		e.counters.deviceMemory.Store(uint64(taken(before, lib.freeOn(e.o.Devices), e.o.ModelPath)))
 		done <- result{m: m, n: n}
 	}()
 	select {
@@ -362,6 +364,7 @@ func (e *Engine) Stats() sdk.Stats {
 		SlotsBusy:    int(e.counters.busy.Load()),
 		QueueDepth:   max(0, int(e.counters.waiting.Load())),
 		KVTokensUsed: int(e.counters.kvUsed.Load()),
+		DeviceMemory: contract.Bytes(e.counters.deviceMemory.Load()),
 		Progress:     e.counters.progress.Load(),
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"unsafe"
@@ -238,6 +239,28 @@ func (l *Library) pick(ids []string) ([]llama.GGMLBackendDevice, error) {
 		}
 	}
 	return out, nil
+}
+
+// freeOn is what is free on those of the devices that are accelerators, all together.
+func (l *Library) freeOn(ids []string) contract.Bytes {
+	var free contract.Bytes
+	for _, d := range l.devices() {
+		if d.Kind != "cpu" && slices.Contains(ids, d.ID) {
+			free += d.MemoryFree
+		}
+	}
+	return free
+}
+
+// taken is what a model took of its accelerators' memory, by what was free before it was loaded and after. The engine does not say what is its
+// own: where other programs took or gave back so much meanwhile that it cannot be this model's, it is not known, which is 0. All of
+// it is allocated by then: weights, cache and buffers.
+func taken(before, after contract.Bytes, path string) contract.Bytes {
+	size, err := checkFile(path)
+	if err != nil || after >= before || before-after > 8*size+8*contract.GiB {
+		return 0
+	}
+	return before - after
 }
 
 // backendProblem explains why a backend that lies in the engine's folder is not there: ggml passes over one that it cannot load

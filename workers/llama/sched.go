@@ -53,6 +53,8 @@ type output struct {
 type counters struct {
 	busy, kvUsed, preempted, computed atomic.Int64
 	progress                          atomic.Uint64
+	// deviceMemory is what loading took of the memory of accelerators.
+	deviceMemory atomic.Uint64
 	// busy counts tasks that have a slot, waiting those that were submitted and have none yet.
 	waiting atomic.Int64
 }

@@ -69,6 +69,8 @@ type Stats struct {
 	SlotsBusy    int
 	QueueDepth   int
 	KVTokensUsed int
+	// DeviceMemory is what the engine took of the memory of its accelerators; 0: none, or it does not say.
+	DeviceMemory contract.Bytes
 	Progress     uint64 // grows on every step of load, prefill and decode
 }
 

@@ -21,7 +21,7 @@ func (s *Server) Info() contract.WorkerInfo {
 		PID: s.identity.PID, BootID: s.identity.BootID, StartTicks: s.identity.StartTicks, StartedAt: s.started.UTC(),
 		SpawnKey: s.o.SpawnKey, Generation: s.o.Generation, APIs: []string{contract.APIInfer}, Capabilities: []string{},
 		ContextLength: s.o.Context, Slots: s.o.Slots, SlotsBusy: st.SlotsBusy, QueueDepth: st.QueueDepth, KVTokensUsed: st.KVTokensUsed,
-		MemoryBytes: residentMemory(), LoadProgress: s.fraction, Progress: s.steps + st.Progress, Protection: &s.protects,
+		MemoryBytes: residentMemory(), DeviceMemoryBytes: st.DeviceMemory, LoadProgress: s.fraction, Progress: s.steps + st.Progress, Protection: &s.protects,
 	}
 	if m := s.model; m != nil {
 		w.ContextLength, w.Slots, w.Capabilities = m.ContextLength, m.Slots, append(w.Capabilities, m.Capabilities...)
@@ -57,7 +57,7 @@ func (s *Server) checkBeat() error {
 	w.APIs = []string{contract.APIInfer, contract.APIChat, contract.APICompletions, contract.APIEmbeddings}
 	w.Capabilities = []string{contract.CapabilityChat, contract.CapabilityCompletion, contract.CapabilityEmbedding, contract.CapabilityResume}
 	w.ContextLength, w.Slots, w.SlotsBusy, w.QueueDepth, w.KVTokensUsed = math.MaxInt32, math.MaxInt32, math.MaxInt32, math.MaxInt32, math.MaxInt32
-	w.MemoryBytes, w.LoadProgress, w.Progress = math.MaxUint64, 1.0/3, math.MaxUint64
+	w.MemoryBytes, w.DeviceMemoryBytes, w.LoadProgress, w.Progress = math.MaxUint64, math.MaxUint64, 1.0/3, math.MaxUint64
 	w.Protection = &contract.Protection{Landlock: math.MaxInt32, Seccomp: true}
 	b, err := json.Marshal(contract.Heartbeat{Worker: w, Timestamp: time.Now().UTC(), Sequence: math.MaxUint64})
 	if err != nil || len(b) > contract.MaxWorkerBeat {
