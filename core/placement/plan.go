@@ -418,13 +418,9 @@ func (pl *planner) fill(d *deployment) {
 	}
 }
 
-// vacant is the number of the next replica to start: one that lost its worker, or the smallest that is free.
+// vacant is the number of the next replica to start: the smallest that no worker has. It must not depend on who failed before: queens remember
+// different ones, and where each wanted another number, each would leave it to the other.
 func (d *deployment) vacant(not map[int]bool) (int, *replica) {
-	for _, n := range d.order {
-		if r := d.replicas[n]; !not[n] && !r.present() && len(r.gone) > 0 {
-			return n, r
-		}
-	}
 	for n := 0; ; n++ {
 		if r := d.replicas[n]; !not[n] && (r == nil || !r.present()) {
 			return n, r

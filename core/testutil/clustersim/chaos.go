@@ -180,8 +180,9 @@ func (w *world) full(in placement.Input, s placement.Shortfall) bool {
 }
 
 // settled reports what is not as it should be once nothing goes wrong any more: each replica that is wished for runs once, of the wanted
-// generation, every queen knows it, and none has anything to do.
-func (w *world) settled() string {
+// generation, every queen knows it, and none has anything to do. With idle, workers are gone too that nobody needs any more, which takes as long as
+// the queens wait for that, counted from when they saw it.
+func (w *world) settled(idle bool) string {
 	runs := map[string][]*proc{}
 	for _, p := range w.procs() {
 		runs[p.key] = append(runs[p.key], p)
@@ -218,6 +219,9 @@ func (w *world) settled() string {
 		}
 		p := placement.Make(in)
 		for _, a := range p.Actions {
+			if !idle && (a.Code == placement.CodeIdle || a.Code == placement.CodeSlack) {
+				continue
+			}
 			// One that was in use when it failed is wished for, for a while; queens that did not see it used do not know that, and no request waits.
 			if i := slices.IndexFunc(w.deps, func(d placement.Deployment) bool { return d.Name == a.Deployment }); a.Code != placement.CodeReplace || w.deps[i].Min > 0 {
 				return fmt.Sprintf("%s still wants: %s", q.id, a.Reason)

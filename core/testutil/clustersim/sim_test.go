@@ -63,7 +63,7 @@ func play(t *testing.T, seed uint64) {
 	why, calm, since, old := "nothing was looked at", w.now, w.now, 0
 	for why != "" && w.failed == nil && w.now-since <= time.Minute && w.now-calm < 20*time.Minute { // longer than a crash loop
 		w.run(1<<30, w.now+time.Second, nil)
-		why = w.settled()
+		why = w.settled(false)
 		excused, now := w.excused(old)
 		if old = now; excused {
 			since = w.now
@@ -77,7 +77,7 @@ func play(t *testing.T, seed uint64) {
 	// And it stays so.
 	before := w.count["processes started"]
 	w.run(1<<30, w.now+10*time.Minute, nil)
-	if why := w.settled(); why != "" || w.count["processes started"] != before || w.failed != nil {
+	if why := w.settled(true); why != "" || w.count["processes started"] != before || w.failed != nil {
 		t.Fatalf("seed %d: it does not stay as it is: %s, %v, %d workers were started\n%s%s", seed, why, w.failed, w.count["processes started"]-before, w.views(), w.report())
 	}
 	if testing.Verbose() {
