@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -179,10 +180,7 @@ func TestEvictionByPriority(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"low", "high"} {
 		f := filepath.Join(dir, name+".gguf")
-		if err := os.WriteFile(f, model, 0o600); err == nil {
-			err = os.Truncate(f, int64(size))
-		}
-		if err != nil {
+		if err := errors.Join(os.WriteFile(f, model, 0o600), os.Truncate(f, int64(size))); err != nil {
 			t.Fatal(err)
 		}
 	}
