@@ -29,7 +29,10 @@ func (q *Queen) apply(ctx context.Context, n *job.Narrator, list []contract.Depl
 	}
 	n.Info("apply", "%d deployments are in force: %d new, %d changed, %d taken back or workers ended", len(list), plan.Add, plan.Change, plan.Stop)
 	touched := q.putInForce()
-	names := map[string]bool{}
+	names := map[string]bool{} // also of those that have not changed: their workers may have begun to start only just now
+	for _, d := range list {
+		names[d.Name] = true
+	}
 	for _, i := range plan.Items {
 		if i.Kind == "deployment" {
 			names[i.Name] = true
