@@ -81,9 +81,7 @@ func (g *Gateway) connect(ctx context.Context, b *backend) (*link, error) {
 		}
 		_ = l.Close()
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.limits().Dial)
-	defer cancel()
-	c, err := g.dial(ctx, "tcp", b.addr)
+	c, err := g.dialWorker(ctx, b.addr)
 	if err != nil {
 		return nil, err
 	}

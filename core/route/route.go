@@ -4,6 +4,8 @@
 // The rule is least busy: the worker with the smallest share of its slots in use, counting this request.
 package route
 
+import "math"
+
 // Candidate is one worker that could serve a request.
 type Candidate struct {
 	Slots    int     // requests it runs at once; less than 1 counts as 1
@@ -17,13 +19,18 @@ func (c *Candidate) slots() int { return max(c.Slots, 1) }
 
 func (c *Candidate) full() bool { return c.InFlight >= c.slots() }
 
-// load is the share of the worker's slots in use once it has this request.
-func (c *Candidate) load() float64 {
-	w := c.Weight
-	if w <= 0 || w > 1 {
+// load is the share of the worker's slots in use once it has this request. A worker that gets less than a full load counts as busier
+// than it is, but for one request in as many as its weight says (at 0.1 the tenth), which it gets rather than an equal one: otherwise it
+// would get nothing for as long as others are idle.
+func (c *Candidate) load(spread uint64) float64 {
+	w, busy := c.Weight, float64(c.InFlight+c.Queue+1)
+	switch {
+	case w <= 0 || w >= 1:
 		w = 1
+	case spread%uint64(min(math.Ceil(1/w), 1000)) == 0:
+		w, busy = 1, busy-0.5
 	}
-	return float64(c.InFlight+c.Queue+1) / (float64(c.slots()) * w)
+	return busy / (float64(c.slots()) * w)
 }
 
 // Request is what a choice depends on beside the candidates.
@@ -58,7 +65,7 @@ func Pick(cands []Candidate, req Request) (index int, reason string) {
 			continue
 		}
 		free++
-		switch l := c.load(); {
+		switch l := c.load(req.Spread); {
 		case best < 0 || l < least:
 			best, least, ties = i, l, 1
 		case l == least:
@@ -75,7 +82,7 @@ func Pick(cands []Candidate, req Request) (index int, reason string) {
 	}
 	// Of the equally good ones take number Spread mod ties, counted from the first.
 	for skip := req.Spread % ties; skip > 0; skip-- {
-		for best++; cands[best].Excluded || cands[best].full() || cands[best].load() != least; best++ {
+		for best++; cands[best].Excluded || cands[best].full() || cands[best].load(req.Spread) != least; best++ {
 		}
 	}
 	return best, ReasonLeastBusy

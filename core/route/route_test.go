@@ -22,7 +22,10 @@ func TestPick(t *testing.T) {
 		{"tried", []route.Candidate{{Slots: 2, Excluded: true}, {Slots: 1, InFlight: 1}}, 0, -1, route.ReasonTried},
 		{"share of slots counts, not number", []route.Candidate{{Slots: 2, InFlight: 1}, {Slots: 8, InFlight: 3}}, 0, 1, route.ReasonLeastBusy},
 		{"queue inside the worker counts", []route.Candidate{{Slots: 4, Queue: 3}, {Slots: 4, InFlight: 1}}, 0, 1, route.ReasonLeastBusy},
-		{"slow start", []route.Candidate{{Slots: 4, Weight: 0.1}, {Slots: 4, InFlight: 3, Weight: 1}}, 0, 1, route.ReasonLeastBusy},
+		{"slow start", []route.Candidate{{Slots: 4, Weight: 0.1}, {Slots: 4, InFlight: 3, Weight: 1}}, 1, 1, route.ReasonLeastBusy},
+		{"slow start, others idle", []route.Candidate{{Slots: 4, Weight: 1}, {Slots: 4, Weight: 0.1}}, 19, 0, route.ReasonLeastBusy},
+		{"slow start, its turn", []route.Candidate{{Slots: 4, Weight: 1}, {Slots: 4, Weight: 0.1}}, 20, 1, route.ReasonLeastBusy},
+		{"slow start, its turn, busier", []route.Candidate{{Slots: 4, Weight: 1}, {Slots: 4, InFlight: 1, Weight: 0.1}}, 20, 0, route.ReasonLeastBusy},
 		{"tie, first", []route.Candidate{{Slots: 1}, {Slots: 1, InFlight: 1}, {Slots: 1}}, 4, 0, route.ReasonLeastBusy},
 		{"tie, second skips the full one", []route.Candidate{{Slots: 1}, {Slots: 1, InFlight: 1}, {Slots: 1}}, 5, 2, route.ReasonLeastBusy},
 	} {
@@ -34,12 +37,15 @@ func TestPick(t *testing.T) {
 
 // What Pick returns can take the request and nothing else that can is less busy; with equal workers it takes turns.
 func TestPickProperties(t *testing.T) {
-	share := func(c route.Candidate) float64 {
-		w := c.Weight
-		if w == 0 {
-			w = 1
+	share := func(c route.Candidate, spread uint64) float64 {
+		slots, busy := float64(max(c.Slots, 1)), float64(c.InFlight+c.Queue+1)
+		switch turn := map[float64]uint64{0.1: 10, 0.5: 2}[c.Weight]; {
+		case turn > 0 && spread%turn == 0:
+			return (busy - 0.5) / slots
+		case turn > 0:
+			return busy / (slots * c.Weight)
 		}
-		return float64(c.InFlight+c.Queue+1) / (float64(max(c.Slots, 1)) * w)
+		return busy / slots
 	}
 	rapid.Check(t, func(t *rapid.T) {
 		cands := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) route.Candidate {
@@ -48,12 +54,13 @@ func TestPickProperties(t *testing.T) {
 				Excluded: rapid.Bool().Draw(t, "excluded")}
 		}), 0, 12).Draw(t, "candidates")
 		usable := func(c route.Candidate) bool { return !c.Excluded && c.InFlight < max(c.Slots, 1) }
-		got, reason := route.Pick(cands, route.Request{Spread: rapid.Uint64().Draw(t, "spread")})
+		spread := rapid.Uint64().Draw(t, "spread")
+		got, reason := route.Pick(cands, route.Request{Spread: spread})
 		if reason == "" {
 			t.Fatal("no reason")
 		}
 		for _, c := range cands {
-			if usable(c) && (got < 0 || share(c) < share(cands[got])) {
+			if usable(c) && (got < 0 || share(c, spread) < share(cands[got], spread)) {
 				t.Fatalf("picked %d although %+v is better", got, c)
 			}
 		}

@@ -63,7 +63,7 @@ func newLab(t *testing.T) *lab {
 	if os.Getenv("APIARY_TEST_NET") == "" {
 		t.Skip("skipped: several machines are tested by `make test-net`, as root")
 	}
-	l := &lab{t: t, binary: os.Getenv("APIARY_TEST_NET"), hub: fmt.Sprintf("apiary%d", os.Getpid()), dir: t.TempDir(), agents: map[int]*agent{}}
+	l := &lab{t: t, binary: os.Getenv("APIARY_TEST_NET"), hub: fmt.Sprintf("apiary%d-%s", os.Getpid(), strings.ReplaceAll(t.Name(), "/", "-")), dir: t.TempDir(), agents: map[int]*agent{}}
 	if out, err := exec.Command("ip", "netns", "add", l.hub).CombinedOutput(); err != nil {
 		t.Skipf("skipped: no network namespace can be made: %v %s", err, out)
 	}

@@ -21,6 +21,7 @@ const (
 // TestMembership is the life of one cluster: a queen and four machines, one of which is a second queen.
 func TestMembership(t *testing.T) {
 	l := newLab(t)
+	t.Parallel()
 	q := l.machine(1, both, "")
 	second := l.machine(2, both, "")
 	var hives []*agent
