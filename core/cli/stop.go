@@ -77,6 +77,10 @@ func (a *app) stop(ctx context.Context, keep bool) error {
 	if err != nil {
 		return err
 	}
+	if !keep && r.Hive != "" {
+		// A queen elsewhere may have had a worker started here in place of one that was ended.
+		left = errors.Join(left, a.endLeft(ctx, r.NodeID, &result))
+	}
 	if a.json {
 		if err := a.printJSON(result); err != nil {
 			return err
@@ -92,18 +96,7 @@ func (a *app) stopOrphans(ctx context.Context, home string, keep bool, result st
 	var errs []error
 	id, err := agent.NodeID(home)
 	if err == nil && !keep {
-		var left []process.Entry
-		if left, err = process.Scan(id); err != nil {
-			return err
-		}
-		for _, p := range left {
-			o, err := process.Kill(ctx, p.Identity, process.KillOptions{})
-			if err != nil {
-				errs = append(errs, fmt.Errorf("end worker %s: %w", p.WorkerID, err))
-				continue
-			}
-			a.ended(&result, contract.WorkerDeleted{WorkerID: p.WorkerID, Outcome: o})
-		}
+		errs = append(errs, a.endLeft(ctx, id, &result))
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -111,6 +104,24 @@ func (a *app) stopOrphans(ctx context.Context, home string, keep bool, result st
 		errs = append(errs, a.printJSON(result))
 	} else {
 		_, _ = fmt.Fprintf(a.err, "No agent runs with the data folder %s.\n", tilde(home, a.getenv("HOME")))
+	}
+	return errors.Join(errs...)
+}
+
+// endLeft ends the workers of a hive whose agent does not run.
+func (a *app) endLeft(ctx context.Context, id string, result *stopped) error {
+	left, err := process.Scan(id)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range left {
+		o, err := process.Kill(ctx, p.Identity, process.KillOptions{})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("end worker %s: %w", p.WorkerID, err))
+			continue
+		}
+		a.ended(result, contract.WorkerDeleted{WorkerID: p.WorkerID, Outcome: o})
 	}
 	return errors.Join(errs...)
 }
