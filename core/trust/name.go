@@ -80,8 +80,8 @@ func identityOf(cert *x509.Certificate, cluster string) (nodeID string, roles []
 		if u.Host != cluster {
 			return "", nil, denied(CodeWrongCluster, "The certificate is of another cluster (%s, this one is %s).", u.Host, cluster)
 		}
-		if nodeID != "" && nodeID != parts[2] || slices.Contains(roles, parts[1]) {
-			return "", nil, denied(CodeBad, "The certificate names more than one node, or one role twice.")
+		if nodeID != "" && nodeID != parts[2] {
+			return "", nil, denied(CodeBad, "The certificate names more than one node.")
 		}
 		nodeID = parts[2]
 		roles = append(roles, parts[1])
@@ -93,7 +93,7 @@ func identityOf(cert *x509.Certificate, cluster string) (nodeID string, roles []
 		return nodeID, nil, nil
 	}
 	if roles, err = checkRoles(roles); err != nil {
-		return "", nil, denied(CodeBad, "The certificate names a role that does not exist.")
+		return "", nil, denied(CodeBad, "The certificate names a role that does not exist, or one twice.")
 	}
 	return nodeID, roles, nil
 }

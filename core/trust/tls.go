@@ -39,7 +39,8 @@ type Expect struct {
 }
 
 // ClientConfig is for calls to agents: the server must be a node of this cluster that is as expected and was not shut out. Host names do
-// not matter, because a node is known by its id at whatever address. A nil id shows no certificate, as of who has an API key.
+// not matter, because a node is known by its id at whatever address. A nil id shows no certificate, as of who has an API key. A connection goes on
+// no longer than the certificate that was shown on it, so idle ones are closed when the identity gets the next.
 func ClientConfig(id *Identity, v *Verifier, e Expect) *tls.Config {
 	c := base(v.clock)
 	c.InsecureSkipVerify = true // of host names and of everything else: VerifyConnection does it

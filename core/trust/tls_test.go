@@ -216,6 +216,30 @@ func TestRenewedWithoutRestart(t *testing.T) {
 	}
 }
 
+// Clocks that are set while agents run, at either end, end nothing, for new connections and for those that resume a session.
+func TestHandshakesWhenClocksJump(t *testing.T) {
+	c := newCluster(t)
+	hive, queen := c.member("aaaaaaaaaaaa", "tower", RoleHive), c.member("bbbbbbbbbbbb", "second", RoleQueen)
+	still := NewVerifier(c.root.Root(), clockAt(noon), c.roster.Revoked)
+	for _, end := range []struct{ client, server *Verifier }{{c.verifier, still}, {still, c.verifier}} {
+		c.hand.set(noon)
+		client, server := ClientConfig(queen, end.client, Expect{}), ServerConfig(hive, end.server)
+		client.ServerName = "node"
+		for _, to := range []time.Time{noon, noon.Add(time.Hour), noon.Add(-time.Hour), time.Unix(0, 0), time.Date(2038, 1, 19, 3, 14, 8, 0, time.UTC), noon} {
+			c.hand.set(to)
+			for range 2 {
+				_, ss, err, serr := greet(t, client, server)
+				if err != nil || serr != nil {
+					t.Errorf("at %v: %v, %v", to, err, serr)
+				}
+				if _, err := end.server.Peer(&ss, RoleQueen); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}
+}
+
 func TestJoinGreeting(t *testing.T) {
 	c, other := newCluster(t), newCluster(t)
 	tok := c.token(TokenOrder{})

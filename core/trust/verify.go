@@ -14,7 +14,7 @@ import (
 type Peer struct {
 	NodeID  string
 	Name    string   // agent.name when the certificate was issued; only NodeID and Roles decide anything
-	Roles   []string // sorted
+	Roles   []string // sorted; not to be changed
 	Key     string   // SHA-256 of its public key in hex
 	Serial  string   // of the certificate, in hex
 	Issued  time.Time

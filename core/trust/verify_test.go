@@ -232,6 +232,38 @@ func TestChainsThatAreRefused(t *testing.T) {
 	want(t, err, CodeBad)
 }
 
+// What is no root is not taken for one, and a node's certificate does not make an issuer.
+func TestAuthorities(t *testing.T) {
+	c := newCluster(t)
+	if _, err := ParseRoot(EncodeChain(c.root.Root())); err != nil {
+		t.Fatal(err)
+	}
+	k := key(t)
+	crossed, err := sign(&x509.Certificate{Subject: pkix.Name{CommonName: "x"}, NotBefore: noon, NotAfter: noon.Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign}, c.root.cert, &k.PublicKey, c.root.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain := issue(t, c.root, tower, &k.PublicKey, noon)
+	issuing, err := c.root.issueIssuer("bbbbbbbbbbbb", &k.PublicKey, noon)
+	if err != nil || !issuing.MaxPathLenZero || issuing.MaxPathLen != 0 {
+		t.Fatalf("an issuer can make issuers: %v", err)
+	}
+	for name, list := range map[string][]*x509.Certificate{"crossed": {crossed}, "node": chain[:1], "chain": chain, "issuer": {issuing}, "two": {c.root.Root(), c.root.Root()}} {
+		if _, err := ParseRoot(EncodeChain(list...)); err == nil {
+			t.Errorf("%s passes for a root", name)
+		}
+	}
+	if _, err := newAuthority(k, issuing, c.root.Root()); err != nil {
+		t.Error(err)
+	}
+	for name, cert := range map[string]*x509.Certificate{"node": chain[0], "other key": c.root.Root(), "crossed": crossed} {
+		if _, err := newAuthority(k, cert, c.root.Root()); err == nil {
+			t.Errorf("%s passes for an authority", name)
+		}
+	}
+}
+
 // Keys of other kinds are refused wherever one is read.
 func TestOtherKeys(t *testing.T) {
 	c := newCluster(t)
