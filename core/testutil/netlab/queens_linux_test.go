@@ -1,15 +1,9 @@
 package netlab
 
 import (
-	"bytes"
-	"context"
 	"fmt"
-	"io"
-	"net/http"
 	"os/exec"
 	"slices"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -30,57 +24,6 @@ worker "echo" {
   adapter = "echo"
 }
 `, n, n)
-}
-
-// load sends requests to the queen on a at a rate until stop is called, which says what failed of how many.
-func (a *agent) load(perSecond int) (stop func() (failed []string, n int)) {
-	client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DialContext: a.dial, MaxIdleConnsPerHost: 100}}
-	ctx, cancel := context.WithCancel(context.Background())
-	var mu sync.Mutex
-	var failed []string
-	n := 0
-	var open, pacer sync.WaitGroup
-	one := func() {
-		req, _ := http.NewRequest(http.MethodPost, fmt.Sprintf("http://%s:7833/v1/chat/completions", a.ip), strings.NewReader(`{"model":"echo:chat","messages":[{"role":"user","content":"one two three"}]}`))
-		req.Header.Set("Content-Type", "application/json")
-		text := ""
-		res, err := client.Do(req)
-		if err != nil {
-			text = err.Error()
-		} else {
-			b, err := io.ReadAll(res.Body)
-			_ = res.Body.Close()
-			if res.StatusCode != http.StatusOK || err != nil || !bytes.Contains(b, []byte("three")) {
-				text = fmt.Sprintf("%d %v %.300s", res.StatusCode, err, b)
-			}
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		if n++; text != "" {
-			failed = append(failed, text)
-		}
-	}
-	pacer.Go(func() {
-		t := time.NewTicker(time.Second / time.Duration(perSecond))
-		defer t.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-t.C:
-				open.Go(one)
-			}
-		}
-	})
-	return func() ([]string, int) {
-		cancel()
-		pacer.Wait()
-		open.Wait()
-		client.CloseIdleConnections()
-		mu.Lock()
-		defer mu.Unlock()
-		return failed, n
-	}
 }
 
 // serving lists the workers that the queen on a would send requests to.
@@ -112,7 +55,7 @@ func TestQueenKilled(t *testing.T) {
 	}
 	within(t, 90*time.Second, "both queens know six workers", func() bool { return len(one.serving()) == 6 && len(two.serving()) == 6 })
 	before := processes(two.serving())
-	stop := two.load(50)
+	stop := two.load("echo:chat", 50)
 	time.Sleep(3 * time.Second)
 	one.kill()
 	time.Sleep(8 * time.Second)
@@ -122,13 +65,13 @@ func TestQueenKilled(t *testing.T) {
 	if took > 6*time.Second {
 		t.Errorf("it took %s", took)
 	}
-	again := one.load(10)
+	again := one.load("echo:chat", 10)
 	time.Sleep(25 * time.Second) // both plan again meanwhile
-	if failed, n := again(); len(failed) > 0 {
-		t.Errorf("through the queen that was killed %d of %d requests failed: %s", len(failed), n, failed[0])
+	if all := again(); len(failed(all)) > 0 {
+		t.Errorf("through the queen that was killed %d of %d requests failed: %+v", len(failed(all)), len(all), failed(all)[0])
 	}
-	if failed, n := stop(); len(failed) > 0 || n < 1000 {
-		t.Errorf("through the other queen %d of %d requests failed: %v", len(failed), n, failed[:min(3, len(failed))])
+	if all := stop(); len(failed(all)) > 0 || len(all) < 1000 {
+		t.Errorf("through the other queen %d of %d requests failed: %+v", len(failed(all)), len(all), failed(all)[:min(3, len(failed(all)))])
 	}
 	for _, a := range []*agent{one, two} {
 		if after := processes(a.serving()); !slices.Equal(before, after) {
@@ -163,7 +106,7 @@ func TestQueensSplit(t *testing.T) {
 		a, b := one.serving(), two.serving()
 		return len(a) == 1 && len(b) == 1 && a[0].ID != b[0].ID
 	})
-	loads := []func() ([]string, int){one.load(20), two.load(20)}
+	loads := []func() []answer{one.load("echo:chat", 20), two.load("echo:chat", 20)}
 	time.Sleep(2 * time.Second)
 	one.rules()
 	two.rules()
@@ -174,8 +117,8 @@ func TestQueensSplit(t *testing.T) {
 	row("cluster/split_healed", took.Seconds(), "s", 60, false)
 	time.Sleep(3 * time.Second)
 	for i, stop := range loads {
-		if failed, n := stop(); len(failed) > 0 || n < 50 {
-			t.Errorf("through h%d %d of %d requests failed: %v", i+1, len(failed), n, failed[:min(3, len(failed))])
+		if all := stop(); len(failed(all)) > 0 || len(all) < 50 {
+			t.Errorf("through h%d %d of %d requests failed: %+v", i+1, len(failed(all)), len(all), failed(all)[:min(3, len(failed(all)))])
 		}
 	}
 	if why := "which is older, serves chat#0 too"; !one.logged(why) && !two.logged(why) {

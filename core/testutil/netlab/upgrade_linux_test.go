@@ -205,8 +205,8 @@ func (l *lab) load(from *agent, queens ...*agent) *load {
 	return r
 }
 
-// cli runs a command with the agent's data folder.
-func (a *agent) cli(args ...string) string {
+// told runs a command with the agent's data folder.
+func (a *agent) told(args ...string) string {
 	a.lab.t.Helper()
 	cmd := a.inside(append([]string{a.lab.binary}, args...)...)
 	var said bytes.Buffer
@@ -290,7 +290,7 @@ func TestRollingUpgrade(t *testing.T) {
 		return one.alive() == 3 && two.alive() == 3 && one.isReady(7833) == 200 && two.isReady(7833) == 200
 	})
 	for _, a := range all {
-		one.cli("worker", "spawn", "echo:quick", "--worker", "quick", "--slots", "16", "--hive", a.nodeID(), "--spawn-key", fmt.Sprintf("h%d", a.n))
+		one.told("worker", "spawn", "echo:quick", "--worker", "quick", "--slots", "16", "--hive", a.nodeID(), "--spawn-key", fmt.Sprintf("h%d", a.n))
 	}
 	within(t, 30*time.Second, "both hear three workers", func() bool { return len(one.pids()) == 3 && len(two.pids()) == 3 })
 	was := one.pids()
@@ -352,8 +352,8 @@ func TestDrainOfQueen(t *testing.T) {
 		return one.alive() == 2 && two.alive() == 2 && one.isReady(7833) == 200 && two.isReady(7833) == 200
 	})
 	for _, a := range []*agent{one, two} {
-		one.cli("worker", "spawn", "echo:quick", "--worker", "quick", "--slots", "16", "--hive", a.nodeID(), "--spawn-key", fmt.Sprintf("q%d", a.n))
-		one.cli("worker", "spawn", "echo:slow", "--worker", "slow", "--slots", "16", "--hive", a.nodeID(), "--spawn-key", fmt.Sprintf("s%d", a.n))
+		one.told("worker", "spawn", "echo:quick", "--worker", "quick", "--slots", "16", "--hive", a.nodeID(), "--spawn-key", fmt.Sprintf("q%d", a.n))
+		one.told("worker", "spawn", "echo:slow", "--worker", "slow", "--slots", "16", "--hive", a.nodeID(), "--spawn-key", fmt.Sprintf("s%d", a.n))
 	}
 	within(t, 30*time.Second, "both hear four workers", func() bool { return len(one.pids()) == 4 && len(two.pids()) == 4 })
 	was := two.pids()
@@ -441,7 +441,7 @@ func TestHiveKilledWhileStreaming(t *testing.T) {
 	q.start()
 	h.start(1)
 	within(t, 30*time.Second, "the queen knows the hive", func() bool { return q.alive() == 1 && q.isReady(7833) == 200 })
-	id := q.cli("worker", "spawn", "echo:slow", "--worker", "slow", "--hive", h.nodeID())
+	id := q.told("worker", "spawn", "echo:slow", "--worker", "slow", "--hive", h.nodeID())
 	was := q.pids()[id]
 	first, done := make(chan struct{}), make(chan struct{})
 	var tokens int
@@ -463,7 +463,7 @@ func TestHiveKilledWhileStreaming(t *testing.T) {
 	if now := q.pids(); len(now) != 1 || now[id] != was || was == 0 {
 		t.Errorf("the workers are %v; it was %s with %d", now, id, was)
 	}
-	q.cli("worker", "delete", id)
+	q.told("worker", "delete", id)
 	within(t, 10*time.Second, "the worker has ended", func() bool {
 		_, err := os.Stat("/proc/" + strconv.Itoa(was))
 		return os.IsNotExist(err)
