@@ -22,6 +22,7 @@ const (
 	syncPath    = "/v1/queens/sync"
 	syncGap     = 250 * time.Millisecond // between two messages to a queen
 	syncTimeout = 3 * time.Second
+	partTimeout = 30 * time.Second // of a part of all records
 	leaveBound  = time.Second      // to tell the others that this queen stops
 	drainBound  = 2 * time.Second  // for the others to know of a drain
 	allAgain    = time.Minute      // between two exchanges of all records that changed nothing
@@ -202,7 +203,7 @@ func (p *peer) meet(m contract.Member) {
 	if p.base != m.Queen {
 		p.stop()
 		p.base = m.Queen
-		p.api = client.New(client.Options{Base: m.Queen, Token: secret.ForQueen(p.c.q.o.ClusterKey, p.id), Timeout: syncTimeout, Dial: p.c.q.o.Dial})
+		p.api = client.New(client.Options{Base: m.Queen, Token: secret.ForQueen(p.c.q.o.ClusterKey, p.id), Timeout: partTimeout, Dial: p.c.q.o.Dial})
 		ctx, cancel := context.WithCancel(p.c.q.background)
 		p.end = cancel
 		api := p.api
@@ -277,7 +278,9 @@ func (p *peer) exchange(ctx context.Context, api *client.Client) error {
 	p.mu.Unlock()
 	list, now, _ := book.since(rev)
 	out := contract.QueenSync{State: p.c.state(), Digest: book.digest(), Records: list}
-	in, err := p.ask(ctx, api, out)
+	quick, cancel := context.WithTimeout(ctx, syncTimeout)
+	in, err := p.ask(quick, api, out)
+	cancel()
 	if err != nil {
 		return err
 	}
@@ -434,7 +437,7 @@ func (p *peer) counts() bool {
 	return p.heard != 0 && now-p.heard <= p.c.down() && !p.left && !p.state.Leaving && p.base != "" && (p.alive || !p.failing)
 }
 
-// leaves reports whether this queen has said that it stops.
+// leaves reports whether this queen stops.
 func (c *company) leaves() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -459,39 +462,27 @@ func (c *company) leave(ctx context.Context) {
 	c.mu.Lock()
 	c.leaving = true
 	c.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveBound)
-	defer cancel()
-	var all sync.WaitGroup
-	for _, p := range c.all() {
-		p.mu.Lock()
-		api, there := p.api, p.counts()
-		p.mu.Unlock()
-		if api == nil || !there {
-			continue
-		}
-		all.Go(func() {
-			_, _ = p.ask(ctx, api, contract.QueenSync{State: c.state(), Digest: c.q.book.digest(), Records: []contract.Record{}})
-		})
-	}
-	all.Wait()
+	c.tellAll(context.WithoutCancel(ctx), leaveBound)
 }
 
 // announce tells the queens that are there what has changed, and waits until they know, within a bound.
-func (c *company) announce(ctx context.Context) (others bool) {
-	ctx, cancel := context.WithTimeout(ctx, drainBound)
+func (c *company) announce(ctx context.Context) (others bool) { return c.tellAll(ctx, drainBound) }
+
+// tellAll tells the queens that are there how it is here, within a bound, and reports whether there are any.
+func (c *company) tellAll(ctx context.Context, bound time.Duration) (others bool) {
+	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	var all sync.WaitGroup
 	for _, p := range c.all() {
 		p.mu.Lock()
 		api, there := p.api, p.counts()
 		p.mu.Unlock()
-		if api == nil || !there {
-			continue
+		if there {
+			others = true
+			all.Go(func() {
+				_, _ = p.ask(ctx, api, contract.QueenSync{State: c.state(), Digest: c.q.book.digest(), Records: []contract.Record{}})
+			})
 		}
-		others = true
-		all.Go(func() {
-			_, _ = p.ask(ctx, api, contract.QueenSync{State: c.state(), Digest: c.q.book.digest(), Records: []contract.Record{}})
-		})
 	}
 	all.Wait()
 	return others

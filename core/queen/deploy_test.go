@@ -207,6 +207,10 @@ func TestRequestsShareTheMemory(t *testing.T) {
 		})
 	}
 	serve(modelRef)
+	time.Sleep(300 * time.Millisecond) // it is idle for long enough to be evicted, and stays as long as nobody needs its memory
+	if len(h.workers()) != 1 {
+		t.Error("it ends although nobody needs its memory and its time is not over")
+	}
 	serve(other)
 	if s := h.spawned(); len(s) != 2 || s[1].SpawnKey != "demand:"+other+"@0123456789ab#0" || len(a.serving(modelID)) != 0 {
 		t.Errorf("spawned %+v", s)

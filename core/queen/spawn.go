@@ -227,7 +227,7 @@ func (q *Queen) begin(slot registry.Slot, spec, recipe contract.WorkerSpawn, aut
 	if prefix == "" {
 		generation = max(time.Now().UnixMilli(), q.lastGen+1)
 		q.lastGen = generation
-	} else { // two queens that start it at once must mean the same, so that the hive has one process for both
+	} else { // two queens that start it at once must mean the same, so that the hive has one process for both; and no spec is in it
 		generation = 1
 	}
 	for i := range s.Workers {
