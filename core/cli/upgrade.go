@@ -147,17 +147,22 @@ func (a *app) upgradeHost(ctx context.Context, s *story, host, binary string, r 
 	defer watch.close()
 	v := upgradeView{Host: host, From: spokenVersion(m.Existing.Version), Lost: []string{}, Notes: []string{}}
 	var before queenView
+	was := 0 // the process
 	plan := remote.Plan{Program: program, Version: "the new version", Say: s.narrate}
 	if binary == "" {
 		plan.Version = a.version
 	}
 	plan.Before = func(ctx context.Context, there remote.Agent) error {
+		was = there.PID
 		before, err = watch.look(ctx, there.NodeID)
 		return err
 	}
 	plan.Answers = func(ctx context.Context, there remote.Installed) error {
 		if _, err := reachHive(ctx, there.Agent, key); err != nil {
 			return err
+		}
+		if there.PID == was {
+			return nil
 		}
 		return watch.heard(ctx, s, there.NodeID, before)
 	}

@@ -38,6 +38,7 @@ type Plan struct {
 type Agent struct {
 	NodeID string
 	URL    string // of its hive API
+	PID    int    // of its process, there
 }
 
 // Installed is what an installation did.

@@ -68,9 +68,19 @@ until running; do
 done
 `
 
-// stopScript ends the agent and leaves its workers.
+// stopScript ends the agent and leaves its workers. It does not ask the program to do that: the one that is there now may be another one
+// than the one that runs, and no good.
 const stopScript = `if [ "$service" != none ]; then ctl stop apiary.service
-elif running; then own "$bin" stop --keep-workers >/dev/null
+elif running; then
+  pid=$(agent_pid)
+  kill "$pid"
+  tries=0
+  while grep -q agent "/proc/$pid/cmdline" 2>/dev/null; do
+    tries=$((tries + 1))
+    if [ "$tries" = 1400 ]; then kill "$pid" 2>/dev/null || true; fi
+    [ "$tries" -lt 1600 ] || fail not_stopped "the agent (process $pid) does not end"
+    nap
+  done
 fi
 `
 
@@ -81,13 +91,16 @@ func (c *Conn) agent(ctx context.Context, l Layout) (Agent, error) {
 		return Agent{}, err
 	}
 	var r struct {
-		NodeID string `json:"node_id"`
-		Hive   string `json:"hive"`
+		NodeID  string `json:"node_id"`
+		Hive    string `json:"hive"`
+		Process struct {
+			PID int `json:"pid"`
+		} `json:"process"`
 	}
 	if err := json.Unmarshal([]byte(out), &r); err != nil || r.NodeID == "" || r.Hive == "" {
 		return Agent{}, fault.New(fault.Unavailable, "no_hive", "The agent on %s does not say where its hive is; look at %s/agent.log there.", c.o.Host, l.Data)
 	}
-	return Agent{NodeID: r.NodeID, URL: r.Hive}, nil
+	return Agent{NodeID: r.NodeID, URL: r.Hive, PID: r.Process.PID}, nil
 }
 
 // URL is where the hive of an installation is reached, as its configuration says: "" where that is not known.
