@@ -80,7 +80,8 @@ func TestHostileTraffic(t *testing.T) {
 		head := binary.BigEndian.AppendUint32([]byte{wireEncrypt}, size)
 		return append(head, seal(key, plain, head)...)
 	}
-	until := time.Now().Add(3 * time.Second)
+	began := time.Now()
+	until := began.Add(3 * time.Second)
 	for n := 0; time.Now().Before(until); n++ {
 		_, _ = p.Write(garbage(rng, 1500))
 		_, _ = p.Write(seal(key, garbage(rng, 200), nil))
@@ -108,6 +109,9 @@ func TestHostileTraffic(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 50<<20 {
 		t.Errorf("the heap has grown by %d MiB", grown>>20)
+	}
+	if n := strings.Count(a.log.String(), "msg=memberlist"); time.Duration(n) > time.Since(began)/complaintGap+2 {
+		t.Errorf("%d lines about what memberlist complains of in %v", n, time.Since(began))
 	}
 	if n := strings.Count(a.log.String(), "cannot be read is dropped"); n > 2 {
 		t.Errorf("%d lines about what cannot be read", n)

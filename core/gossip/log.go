@@ -10,6 +10,9 @@ import (
 // that is off or a packet of a stranger: nothing that a person must act upon.
 type logWriter struct{ g *Gossip }
 
+// complaintGap is the least time between two lines about what memberlist complains of.
+const complaintGap = 500 * time.Millisecond
+
 func newLogger(g *Gossip) *log.Logger { return log.New(logWriter{g}, "", 0) }
 
 // Write takes one line.
@@ -30,7 +33,9 @@ func (w logWriter) Write(b []byte) (int, error) {
 		}
 	case strings.Contains(text, "ignoring alive message"): // NotifyAlive has told
 	case level == "ERR", level == "ERROR", level == "WARN":
-		l.Info("memberlist", "detail", cut(text))
+		if w.g.once("memberlist", complaintGap) { // a stranger may cause thousands a second
+			l.Info("memberlist", "detail", cut(text))
+		}
 	default:
 		l.Debug("memberlist", "detail", cut(text))
 	}
