@@ -207,7 +207,12 @@ func TestRequestsShareTheMemory(t *testing.T) {
 		})
 	}
 	serve(modelRef)
-	time.Sleep(300 * time.Millisecond) // it is idle for long enough to be evicted, and stays as long as nobody needs its memory
+	time.Sleep(200 * time.Millisecond) // it is idle for long enough to be evicted, and stays as long as nobody needs its memory
+	for _, w := range a.picture().input().Workers {
+		if w.Spec != "" {
+			t.Errorf("a plan would take it for one of an old generation: %+v", w)
+		}
+	}
 	if len(h.workers()) != 1 {
 		t.Error("it ends although nobody needs its memory and its time is not over")
 	}
