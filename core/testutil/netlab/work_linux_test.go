@@ -9,7 +9,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -66,15 +65,13 @@ func (a *agent) worker(id string) (contract.WorkerView, bool) {
 
 // block is a worker block of an echo worker with these arguments, which writes a history.
 func (l *lab) block(name string, args ...string) string {
-	args = append(args, "--history", l.history())
+	args = append(args, "--history", "history") // in its scratch folder: it may write nowhere else
 	quoted := make([]string, len(args))
 	for i, a := range args {
 		quoted[i] = strconv.Quote(a)
 	}
 	return fmt.Sprintf("worker %q {\n  adapter = \"echo\"\n  args = [%s]\n}\n", name, strings.Join(quoted, ", "))
 }
-
-func (l *lab) history() string { return filepath.Join(l.dir, "history") }
 
 // event is a line of the history of echo workers.
 type event struct {
@@ -83,13 +80,16 @@ type event struct {
 	Event  string    `json:"event"`
 }
 
-// events of the history since then, of one kind.
+// events are those of one kind, since then, of workers that run.
 func (l *lab) events(kind string, since time.Time) (out []event) {
-	b, _ := os.ReadFile(l.history())
-	for line := range bytes.Lines(b) {
-		var e event
-		if json.Unmarshal(line, &e) == nil && e.Event == kind && !e.Time.Before(since) {
-			out = append(out, e)
+	files, _ := filepath.Glob(filepath.Join(l.dir, "*", "workers", "*", "tmp", "history"))
+	for _, f := range files {
+		b, _ := os.ReadFile(f)
+		for line := range bytes.Lines(b) {
+			var e event
+			if json.Unmarshal(line, &e) == nil && e.Event == kind && !e.Time.Before(since) {
+				out = append(out, e)
+			}
 		}
 	}
 	return out
@@ -263,13 +263,4 @@ func (a *agent) killAll(pids ...int) {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 	<-a.ended
-}
-
-// output runs a command in the machine's namespace.
-func (a *agent) output(args ...string) (string, error) {
-	out, err := a.inside(args...).CombinedOutput()
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		err = fmt.Errorf("%w: %s", exit, out)
-	}
-	return string(out), err
 }
