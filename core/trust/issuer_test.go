@@ -568,11 +568,12 @@ func FuzzJoin(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(raw)
-	f.Add([]byte(`{}`))
-	f.Fuzz(func(t *testing.T, raw []byte) {
+	f.Add([]byte(`{"roles":["hive"],"node_id":"aaaaaaaaaaaa","name":"tower","time":"2026-11-29T12:00:00Z"}`), uint16(0), byte(0))
+	f.Add([]byte{}, uint16(0), byte('{')) // nothing changes
+	f.Add([]byte{}, uint16(100), byte('0'))
+	f.Fuzz(func(t *testing.T, made []byte, at uint16, to byte) {
 		var req contract.JoinRequest
-		if json.Unmarshal(raw, &req) != nil {
+		if json.Unmarshal(edited(made, raw, at, to), &req) != nil {
 			return
 		}
 		reply, err := c.issuer.Join(context.Background(), req, far)
@@ -594,11 +595,15 @@ func FuzzJoin(f *testing.F) {
 }
 
 func FuzzCSR(f *testing.F) {
-	f.Add(csrOf(f, key(f)))
-	f.Add("-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n")
-	f.Fuzz(func(t *testing.T, text string) {
-		if pub, err := parseCSR(text); err == nil && checkKey(pub) != nil {
-			t.Fatal("a key of another kind is taken")
+	k := key(f)
+	good := csrOf(f, k)
+	f.Add([]byte(good), uint16(0), byte(0))
+	f.Add([]byte("-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"), uint16(0), byte(0))
+	f.Add([]byte{}, uint16(100), byte('A'))
+	f.Fuzz(func(t *testing.T, made []byte, at uint16, to byte) {
+		pub, err := parseCSR(string(edited(made, []byte(good), at, to)))
+		if err == nil && (checkKey(pub) != nil || len(made) == 0 && !pub.Equal(&k.PublicKey)) {
+			t.Fatal("another key is taken")
 		}
 	})
 }
@@ -625,8 +630,11 @@ func FuzzReply(f *testing.F) {
 		f.Fatal(err)
 	}
 	id := c.identity(a.Key, chain)
-	f.Add(raw)
-	f.Fuzz(func(t *testing.T, raw []byte) {
+	f.Add([]byte(`{}`), uint16(0), byte(0))
+	f.Add([]byte{}, uint16(0), byte('{')) // nothing changes
+	f.Add([]byte{}, uint16(100), byte('0'))
+	f.Fuzz(func(t *testing.T, made []byte, at uint16, to byte) {
+		raw := edited(made, raw, at, to)
 		var reply contract.JoinReply
 		if json.Unmarshal(raw, &reply) == nil {
 			if j, err := a.Accept(tok, reply, c.clock); err == nil && Fingerprint(j.Root) != tok.Fingerprint {

@@ -248,7 +248,11 @@ func TestStoreDamaged(t *testing.T) {
 			want(t, use(), wanted)
 		}
 		_ = os.Remove(path)
-		if err := os.Symlink("/dev/null", path); err != nil {
+		elsewhere := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(elsewhere, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(elsewhere, path); err != nil {
 			t.Fatal(err)
 		}
 		want(t, use(), "unsafe_file")

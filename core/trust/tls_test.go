@@ -247,7 +247,9 @@ func TestJoinGreeting(t *testing.T) {
 	hive, queen := c.member("aaaaaaaaaaaa", "tower", RoleHive), c.member("bbbbbbbbbbbb", "second", RoleQueen)
 	_, issuing := c.queenWithIssuer("cccccccccccc", "third")
 	k := key(t)
-	below := c.identity(k, issue(t, issuing, node{id: "dddddddddddd", name: "fourth", roles: []string{RoleQueen}}, &k.PublicKey, noon))
+	chain := issue(t, issuing, node{id: "dddddddddddd", name: "fourth", roles: []string{RoleQueen}}, &k.PublicKey, noon)
+	below := c.identity(k, chain)
+	bare := c.identity(k, chain[:2]) // its file has lost the root
 	stranger := other.member("bbbbbbbbbbbb", "second", RoleQueen)
 	// A stranger who shows the right root beside his own certificate.
 	mixed := ServerConfig(stranger, other.verifier)
@@ -263,6 +265,7 @@ func TestJoinGreeting(t *testing.T) {
 	}{
 		"queen":            {c.clock, ServerConfig(queen, c.verifier), ""},
 		"queen of a queen": {c.clock, ServerConfig(below, c.verifier), ""},
+		"no root in file":  {c.clock, ServerConfig(bare, c.verifier), ""},
 		"hive":             {c.clock, ServerConfig(hive, c.verifier), CodeWrongRole},
 		"stranger":         {c.clock, ServerConfig(stranger, other.verifier), CodeWrongCluster},
 		"mixed":            {c.clock, mixed, CodeBad},

@@ -1,7 +1,9 @@
 package trust
 
 import (
+	"encoding/base64"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -68,6 +70,50 @@ func TestTokenDamaged(t *testing.T) {
 	}
 	_, err = ParseToken("apiary2." + text[8:])
 	want(t, err, CodeTokenVersion)
+}
+
+// A token has one spelling: nothing may follow it, and no part may be written in another way.
+func TestTokenHasOneSpelling(t *testing.T) {
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	for _, name := range []string{"", "a", "ab"} { // all lengths modulo 3
+		tok := sampleToken()
+		tok.Name = name
+		s, err := tok.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := s.Reveal()
+		for _, c := range alphabet {
+			if other := text[:len(text)-1] + string(c); other != text {
+				_, err := ParseToken(other)
+				want(t, err, CodeTokenDamaged)
+			}
+		}
+	}
+	s, err := sampleToken().Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(strings.TrimPrefix(s.Reveal(), tokenPrefix))
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload := raw[:len(raw)-checkLength]
+	const made = 32 + 8 + 32 + 1 // where the first number begins, which has five bytes
+	long := slices.Clone(payload)
+	long[made+4] |= 0x80
+	long = slices.Insert(long, made+5, 0)
+	for name, b := range map[string][]byte{
+		"trailing": append(slices.Clone(payload), 0), "short": slices.Clone(payload[:len(payload)-1]), "long number": long, "role": append(append(slices.Clone(payload[:72]), 9), payload[73:]...),
+	} {
+		_, err := ParseToken(tokenPrefix + base64.RawURLEncoding.EncodeToString(append(b, tokenCheck(b)...)))
+		if code(err) != CodeTokenDamaged {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := decodeToken(payload); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestTokenNeedsParts(t *testing.T) {

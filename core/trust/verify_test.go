@@ -141,11 +141,15 @@ func TestCertificatesThatAreRefused(t *testing.T) {
 		"no name":             {func(x *x509.Certificate) { x.Subject.CommonName = "" }, CodeBad},
 		"name with a line":    {func(x *x509.Certificate) { x.Subject.CommonName = "a\nb" }, CodeBad},
 		"a CA":                {func(x *x509.Certificate) { x.IsCA = true; x.KeyUsage |= x509.KeyUsageCertSign }, CodeBad},
-		"may sign":            {func(x *x509.Certificate) { x.KeyUsage |= x509.KeyUsageCertSign }, CodeBad},
-		"server only":         {func(x *x509.Certificate) { x.ExtKeyUsage = x.ExtKeyUsage[:1] }, CodeBad},
-		"client only":         {func(x *x509.Certificate) { x.ExtKeyUsage = x.ExtKeyUsage[1:] }, CodeBad},
-		"for everything":      {func(x *x509.Certificate) { x.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} }, CodeBad},
-		"for code, too":       {func(x *x509.Certificate) { x.ExtKeyUsage = append(x.ExtKeyUsage, x509.ExtKeyUsageCodeSigning) }, CodeBad},
+		"a CA that does not sign": {func(x *x509.Certificate) {
+			uris(at + "/issuer/aaaaaaaaaaaa")(x)
+			x.IsCA = true
+		}, CodeBad},
+		"may sign":       {func(x *x509.Certificate) { x.KeyUsage |= x509.KeyUsageCertSign }, CodeBad},
+		"server only":    {func(x *x509.Certificate) { x.ExtKeyUsage = x.ExtKeyUsage[:1] }, CodeBad},
+		"client only":    {func(x *x509.Certificate) { x.ExtKeyUsage = x.ExtKeyUsage[1:] }, CodeBad},
+		"for everything": {func(x *x509.Certificate) { x.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} }, CodeBad},
+		"for code, too":  {func(x *x509.Certificate) { x.ExtKeyUsage = append(x.ExtKeyUsage, x509.ExtKeyUsageCodeSigning) }, CodeBad},
 		"unknown extension": {func(x *x509.Certificate) {
 			x.ExtraExtensions = []pkix.Extension{{Id: []int{1, 2, 3}, Critical: true, Value: []byte{5, 0}}}
 		}, CodeBad},
@@ -385,6 +389,16 @@ func TestLeafWithinIssuer(t *testing.T) {
 	if err != nil || !p.until.Equal(cert.NotAfter) {
 		t.Errorf("%v, %v", p.until, err)
 	}
+	// One that says that it does is over when its issuer's is.
+	forged, err := sign(&x509.Certificate{Subject: pkix.Name{CommonName: "x"}, NotBefore: noon, NotAfter: noon.Add(NodeLife), BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: chain[0].ExtKeyUsage, URIs: chain[0].URIs}, cert, &k2.PublicKey, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for at, wanted := range map[time.Duration]string{0: "", 2 * time.Hour: CodeExpired} {
+		_, err := NewVerifier(c.root.Root(), clockAt(noon.Add(at)), nil).Peer(state(forged, cert))
+		want(t, err, wanted)
+	}
 }
 
 func TestSerials(t *testing.T) {
@@ -435,11 +449,13 @@ func FuzzChain(f *testing.F) {
 	c := newCluster(f)
 	_, issuing := c.queenWithIssuer("bbbbbbbbbbbb", "second")
 	k := key(f)
-	f.Add(EncodeChain(issue(f, c.root, tower, &k.PublicKey, noon)...))
-	f.Add(EncodeChain(issue(f, issuing, tower, &k.PublicKey, noon)...))
-	f.Add([]byte("-----BEGIN CERTIFICATE-----\n"))
-	f.Fuzz(func(t *testing.T, text []byte) {
-		chain, err := parseChain(text)
+	good := EncodeChain(issue(f, issuing, tower, &k.PublicKey, noon)...)
+	f.Add(good, uint16(0), byte(0))
+	f.Add([]byte("-----BEGIN CERTIFICATE-----\n"), uint16(0), byte(0))
+	f.Add([]byte{}, uint16(0), byte('-')) // nothing changes
+	f.Add([]byte{}, uint16(300), byte('A'))
+	f.Fuzz(func(t *testing.T, text []byte, at uint16, to byte) {
+		chain, err := parseChain(edited(text, good, at, to))
 		if err != nil {
 			return
 		}
