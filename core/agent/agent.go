@@ -150,6 +150,7 @@ func (a *assembly) addServices(group *run.Group, o Options, l *listeners) {
 		}})
 		group.Add(run.Service{Name: "queen", StopTimeout: 2 * closeTimeout, Run: a.queen.Run})
 	}
+	group.Add(run.Service{Name: "certificate", Run: a.credentials.renew})
 	group.Add(run.Service{Name: "gossip", Run: a.gossip.Run})
 	if o.Insecure && !a.guard.loopback {
 		group.Add(run.Service{Name: "warning", Run: func(ctx context.Context) error { return warnInsecure(ctx, o.Log) }})
@@ -231,6 +232,7 @@ type node struct {
 	id      string
 	cluster secret.Secret
 	admin   secret.Secret
+	*credentials
 }
 
 func openNode(o Options) (node, error) {
@@ -247,5 +249,12 @@ func openNode(o Options) (node, error) {
 	if n.cluster, err = secret.LoadOrCreate(dir, secret.ClusterKeyFile); err == nil {
 		n.admin, err = secret.LoadOrCreate(dir, secret.AdminKeyFile)
 	}
-	return n, folder.Full(err, home, "a key file", 0)
+	if err == nil {
+		_, err = secret.LoadOrCreate(dir, gossipKeyFile)
+	}
+	if err != nil {
+		return n, folder.Full(err, home, "a key file", 0)
+	}
+	n.credentials, err = openCredentials(o, n.id)
+	return n, err
 }

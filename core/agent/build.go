@@ -45,6 +45,7 @@ type assembly struct {
 	gossip      *gossip.Gossip // set by buildGossip
 	metrics     *metrics.Metrics
 	network     network
+	credentials *credentials
 	start       string          // of this run
 	plugins     *pluginhost.Set // nil without a hive
 	queenServer *httpd.Server
@@ -60,10 +61,11 @@ type assembly struct {
 func build(o Options, n node, at addresses) (*assembly, error) {
 	cfg := o.Config
 	a := &assembly{
-		drain:    newDrain(),
-		start:    gossip.NewStart(time.Now()),
-		queenURL: baseURL(at.queen, cfg.Agent.Advertise),
-		hiveURL:  baseURL(at.hive, cfg.Agent.Advertise),
+		drain:       newDrain(),
+		credentials: n.credentials,
+		start:       gossip.NewStart(time.Now()),
+		queenURL:    baseURL(at.queen, cfg.Agent.Advertise),
+		hiveURL:     baseURL(at.hive, cfg.Agent.Advertise),
 		guard: guard{
 			admin: n.admin, hive: secret.ForHive(n.cluster, n.id),
 			loopback: (at.queen == "" || isLoopback(at.queen)) && (at.hive == "" || isLoopback(at.hive)),

@@ -2,7 +2,9 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -16,7 +18,10 @@ import (
 	"github.com/apiary-dev/apiary/core/secret"
 )
 
-const peersFile = "members.json" // in the state folder
+const (
+	peersFile      = "members.json" // in the state folder
+	gossipKeysFile = "gossip.keys"  // in the folder of secrets
+)
 
 // buildGossip makes the membership, which the roles of a built agent meet through.
 func (a *assembly) buildGossip(o Options, n node, l *listeners) error {
@@ -52,9 +57,16 @@ func (a *assembly) buildGossip(o Options, n node, l *listeners) error {
 	return err
 }
 
-// keyring opens the gossip keys of a data folder.
+// keyring opens the gossip keys of a data folder. Without a key in the configuration it is that of the cluster where other machines can
+// reach the gossip, and one that follows from the cluster key where they cannot.
 func keyring(cfg *config.Config, cluster secret.Secret) (*gossip.Keyring, error) {
-	return gossip.OpenKeyring(cluster, cfg.Gossip.Key, filepath.Join(cfg.Home, "secrets", "gossip.keys"))
+	key := cfg.Gossip.Key
+	if host, _, err := net.SplitHostPort(cfg.Gossip.Bind); key == "" && err == nil && !isLoopbackHost(host) {
+		if key, err = secret.Load(filepath.Join(cfg.Home, "secrets", gossipKeyFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	return gossip.OpenKeyring(cluster, key, filepath.Join(cfg.Home, "secrets", gossipKeysFile))
 }
 
 // GossipKey is the gossip key that the agent of a data folder uses, or will when it starts: that of the configuration, or the one that took
