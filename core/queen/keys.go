@@ -49,6 +49,7 @@ func (q *Queen) createKey(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	q.readKeys()
+	q.company.touch()
 	q.log.Info("API key made", "key", made.ID, "name", made.Name, "class", made.Class)
 	made.Hash = ""
 	w.Header().Set("Cache-Control", "no-store")
@@ -71,6 +72,7 @@ func (q *Queen) revokeKey(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	q.readKeys()
+	q.company.touch()
 	q.log.Info("API key revoked", "key", k.ID, "name", k.Name)
 	k.Hash = ""
 	httpd.WriteJSON(w, http.StatusOK, k)
