@@ -128,7 +128,7 @@ func acceptIssuer(key *ecdsa.PrivateKey, text string, root *x509.Certificate, no
 	if err != nil {
 		return nil, fmt.Errorf("its issuing certificate: %w", err)
 	}
-	if len(chain) != 1 || auth.IsRoot() || auth.nodeID != nodeID {
+	if len(chain) != 1 || auth.nodeID != nodeID {
 		return nil, errors.New("its issuing certificate is of another node")
 	}
 	return chain[0], nil

@@ -74,6 +74,20 @@ func TestRepliesThatAreRefused(t *testing.T) {
 			t.Errorf("%s: the code is %q, want %q: %v", name, code(err), tc.code, err)
 		}
 	}
+	// All of another cluster, which would be good with its own token.
+	elsewhere := other.token(TokenOrder{Role: RoleQueen})
+	if req, err = a.Request(elsewhere, other.clock); err != nil {
+		t.Fatal(err)
+	}
+	reply, err := other.issuer.Join(context.Background(), req, far)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Accept(elsewhere, reply, c.clock); err != nil {
+		t.Error(err)
+	}
+	_, err = a.Accept(tok, reply, c.clock)
+	want(t, err, CodeBadReply)
 	hive := applicant(t, a.NodeID, a.Name, RoleQueen)
 	hive.Key = a.Key
 	_, err = hive.Accept(tok, good, c.clock) // no issuing certificate was asked for
