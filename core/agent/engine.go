@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/folder"
+	"github.com/apiary-dev/apiary/core/sandbox"
 )
 
 const nativeWorker = "apiary-llama"
@@ -85,7 +87,22 @@ func (n *nativeExecutable) selfTest(ctx context.Context, engineDir string) (arti
 	}
 	ctx, cancel := context.WithTimeout(ctx, selfTestTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, n.own, "exec-child", "--", path, "selftest", "--engine-dir", engineDir)
+	engine, err := sandbox.Followed(engineDir)
+	if err != nil {
+		return report, err
+	}
+	policy := sandbox.Policy{
+		Read: slices.Concat(sandbox.System(n.home), sandbox.Graphics(n.home), engine, []string{path}), Devices: slices.Concat(sandbox.Plain(), sandbox.GPUs()),
+		Bind: []uint16{}, Connect: []uint16{},
+	}
+	for _, dir := range filepath.SplitList(os.Getenv("LD_LIBRARY_PATH")) {
+		policy.Read = append(policy.Read, sandbox.Without(dir, n.home)...)
+	}
+	args, err := sandbox.Kernel().With(policy).Launch([]string{n.own, "exec-child"}, path, []string{"selftest", "--engine-dir", engineDir})
+	if err != nil {
+		return report, err
+	}
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=/nonexistent", "LANG=C.UTF-8"}
 	for _, name := range []string{"CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"} {
 		if v, ok := os.LookupEnv(name); ok {

@@ -14,6 +14,7 @@ import (
 	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/npmrc"
 	"github.com/apiary-dev/apiary/core/pip"
+	"github.com/apiary-dev/apiary/core/sandbox"
 	"github.com/apiary-dev/apiary/core/secret"
 	"github.com/apiary-dev/apiary/core/tool"
 	pluginhost "github.com/apiary-dev/apiary/plugins/host"
@@ -65,7 +66,7 @@ func openStore(o Options, native *nativeExecutable, net network) (*artifact.Stor
 		vendors = append(vendors, plugin)
 	}
 	plugins, err := pluginhost.OpenSet(pluginhost.SetOptions{
-		Home: cfg.Home, Plugins: cfg.Plugins, On: func(vendor string) bool { return cfg.Vendor(vendor).Enabled }, Executable: o.Executable, ExecChild: []string{o.Executable, "exec-child"}, Credentials: r.configured, Log: log,
+		Home: cfg.Home, Plugins: cfg.Plugins, On: func(vendor string) bool { return cfg.Vendor(vendor).Enabled }, Executable: o.Executable, ExecChild: []string{o.Executable, "exec-child"}, Sandbox: sandbox.Kernel(), Credentials: r.configured, Log: log,
 	})
 	if err != nil {
 		return nil, nil, err
@@ -89,7 +90,7 @@ func openStore(o Options, native *nativeExecutable, net network) (*artifact.Stor
 		Home: cfg.Home, Vendors: append(vendors, plugins.Vendors...), Provisioners: append(engines, plugins.Provisioners...),
 		Openers: map[string]vendor.Opener{builtin.Scheme: inside}, Credentials: r.credential,
 		LeftOut: plugins.LeftOut, Reserve: cfg.Hive.Reserve.Disk, SelfTest: native.selfTest, Tools: tools,
-		Runner: tool.New([]string{o.Executable, "exec-child"}), HTTP: client, Dial: net.dial, Log: log,
+		Runner: tool.New([]string{o.Executable, "exec-child"}, sandbox.Kernel(), cfg.Home), HTTP: client, Dial: net.dial, Log: log,
 	})
 	if err != nil {
 		plugins.Close()

@@ -129,7 +129,7 @@ func (s *Store) run(ctx context.Context, dir string, r *vendor.RunStep, report R
 	defer func() { _ = removeAll(scratch) }()
 
 	fill := strings.NewReplacer("{engine}", dir, "{jobs}", strconv.Itoa(runtime.NumCPU())).Replace
-	c := tool.Command{Path: path, Dir: work, Env: map[string]string{}, Scratch: scratch, Network: r.Network, Timeout: defaultRunTime}
+	c := tool.Command{Path: path, Dir: work, Env: map[string]string{}, Scratch: scratch, Write: []string{dir}, Network: r.Network, Timeout: defaultRunTime}
 	if r.TimeoutSeconds > 0 {
 		c.Timeout = time.Duration(r.TimeoutSeconds) * time.Second
 	}

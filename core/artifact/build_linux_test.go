@@ -12,6 +12,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/sandbox"
 	"github.com/apiary-dev/apiary/core/testutil/smalldisk"
 	"github.com/apiary-dev/apiary/core/tool"
 	"github.com/apiary-dev/apiary/plugins/vendor"
@@ -72,7 +73,7 @@ func workshop(t *testing.T, tools []string, steps ...vendor.Step) (*Store, *buil
 			}
 			return tools
 		}
-		o.Runner = tool.New([]string{own, "exec-child"})
+		o.Runner = tool.New([]string{own, "exec-child"}, sandbox.Kernel(), "")
 	})
 	s.builds.every = 20 * time.Millisecond
 	return s, b
@@ -170,9 +171,14 @@ func TestHostileBuild(t *testing.T) {
 			t.Parallel()
 			s, b := workshop(t, c.tools, c.steps...)
 			s.builds.bytes, s.builds.entries = 20<<20, 1000
+			own, err := os.Executable()
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.opts.Runner = tool.New([]string{own, "exec-child"}, sandbox.Support{}, "") // the checks hold where the kernel has no Landlock too
 			b.launch = &vendor.LaunchSpec{Path: "prog", Args: []string{"{port}"}, Protocol: vendor.ProtocolOpenAI, ReadyPath: "/health"}
 			start := time.Now()
-			_, err := s.InstallEngine(t.Context(), "build:tiny", nil, func(string, string, *contract.Progress) {})
+			_, err = s.InstallEngine(t.Context(), "build:tiny", nil, func(string, string, *contract.Progress) {})
 			wantFault(t, err, c.kind, c.code, c.part)
 			if took := time.Since(start); took > 50*time.Second || len(err.Error()) > 8000 {
 				t.Errorf("it took %v and said %d bytes", took, len(err.Error()))

@@ -138,7 +138,7 @@ func (s *Store) testProgram(ctx context.Context, spec *vendor.LaunchSpec, dir st
 		env[name] = strings.ReplaceAll(value, "{port}", "1")
 	}
 	res, err := s.opts.Runner.Run(ctx, tool.Command{
-		Path: filepath.Join(dir, filepath.FromSlash(spec.Path)), Args: []string{"--version"}, Env: env, Dir: work, Scratch: scratch, Timeout: versionTime,
+		Path: filepath.Join(dir, filepath.FromSlash(spec.Path)), Args: []string{"--version"}, Env: env, Dir: work, Scratch: scratch, Engine: true, Timeout: versionTime,
 	})
 	if err != nil {
 		return report, fmt.Errorf("`%s --version` failed: %w", spec.Path, err)

@@ -17,6 +17,7 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/egress"
 	"github.com/apiary-dev/apiary/core/pip"
+	"github.com/apiary-dev/apiary/core/sandbox"
 	"github.com/apiary-dev/apiary/core/tool"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 	"github.com/apiary-dev/apiary/workers/provision/pypi"
@@ -70,7 +71,7 @@ func TestRealServer(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = removeAll(home) })
 	s := openStore(t, home, func(o *Options) {
-		o.Provisioners, o.HTTP, o.Runner = []vendor.Provisioner{prov}, client, tool.New([]string{own, "exec-child"})
+		o.Provisioners, o.HTTP, o.Runner = []vendor.Provisioner{prov}, client, tool.New([]string{own, "exec-child"}, sandbox.Kernel(), "")
 	})
 	if err := copyFile(s.path("partial", partialKey(plan.Files[0])+".part"), kept); err != nil {
 		t.Fatal(err)

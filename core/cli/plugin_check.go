@@ -14,6 +14,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/sandbox"
 	"github.com/apiary-dev/apiary/plugins/conformance"
 	"github.com/apiary-dev/apiary/plugins/host"
 	"github.com/apiary-dev/apiary/plugins/process"
@@ -121,7 +122,7 @@ func (a *app) specOf(file string, c *host.Candidate, work string) (process.Spec,
 		return process.Spec{}, fmt.Errorf("find this executable: %w", err)
 	}
 	name := strings.TrimSuffix(filepath.Base(file), ".wasm")
-	spec := process.Spec{Name: name, Path: file, Store: filepath.Join(work, "programs"), ExecChild: []string{own, "exec-child"}, Log: slog.New(slog.DiscardHandler)}
+	spec := process.Spec{Name: name, Path: file, Store: filepath.Join(work, "programs"), ExecChild: []string{own, "exec-child"}, Sandbox: sandbox.Kernel(), Log: slog.New(slog.DiscardHandler)}
 	if c.Transport != config.TransportWASM {
 		if m := manifestBeside(file); m != nil {
 			spec.TLS = m.TLS
@@ -133,7 +134,8 @@ func (a *app) specOf(file string, c *host.Candidate, work string) (process.Spec,
 		return process.Spec{}, fmt.Errorf("read the plugin: %w", err)
 	}
 	sum := sha256.Sum256(module)
-	spec.Path, spec.ExecChild, spec.StartTimeout = own, nil, host.CompileTime
+	spec.Path, spec.StartTimeout = own, host.CompileTime
+	spec.Read, spec.Write = []string{file}, []string{filepath.Join(work, "cache")}
 	spec.Args = host.ModuleArgs(file, hex.EncodeToString(sum[:]), filepath.Join(work, "cache"), c.Asked().Memory)
 	return spec, nil
 }

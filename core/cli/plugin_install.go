@@ -120,7 +120,7 @@ func (a *app) install(ctx context.Context, w *pluginWork, b *brought, o installO
 		if err != nil {
 			return nil, fmt.Errorf("find this executable: %w", err)
 		}
-		return host.Ask(ctx, host.Question{Path: path, SHA256: digest, Store: w.shelf.Programs(), TLS: o.tls, ExecChild: []string{own, "exec-child"}, Log: a.warnings()})
+		return host.Ask(ctx, host.Question{Path: path, SHA256: digest, Store: w.shelf.Programs(), TLS: o.tls, ExecChild: []string{own, "exec-child"}, Home: w.cfg.Home, Log: a.warnings()})
 	})
 	if err != nil {
 		return err

@@ -1,9 +1,7 @@
 package hive
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,9 +9,6 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/sandbox"
 )
-
-// maxLinks bounds the links of an engine or a model that are followed.
-const maxLinks = 1000
 
 // program is what a worker runs: its executable, the files of its model, and the folder of its engine, "" for none.
 type program struct {
@@ -35,7 +30,7 @@ func (h *Hive) confinement(spec contract.WorkerSpawn, p program, port int) (sand
 		if at == "" {
 			continue
 		}
-		found, err := followed(at)
+		found, err := sandbox.Followed(at)
 		if err != nil {
 			return policy, fmt.Errorf("look for what worker %s reads: %w", spec.WorkerID, err)
 		}
@@ -49,36 +44,6 @@ func (h *Hive) confinement(spec contract.WorkerSpawn, p program, port int) (sand
 		policy.Devices = append(policy.Devices, sandbox.GPUs()...)
 	}
 	return h.support.With(policy), nil
-}
-
-// followed returns a file or folder and what the links in it lead to, because the right to read a folder is not one to read what a link
-// in it names.
-func followed(at string) ([]string, error) {
-	out := []string{at}
-	err := filepath.WalkDir(at, func(path string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-			return nil // the worker finds out, and says so
-		}
-		if err != nil {
-			return err
-		}
-		if d.Type()&fs.ModeSymlink == 0 {
-			return nil
-		}
-		to, err := filepath.EvalSymlinks(path)
-		if err != nil {
-			return nil // it leads nowhere, for the worker as well
-		}
-		if rel, err := filepath.Rel(at, to); err == nil && filepath.IsLocal(rel) {
-			return nil
-		}
-		if len(out) > maxLinks {
-			return fmt.Errorf("more than %d links lead out of %s", maxLinks, at)
-		}
-		out = append(out, to)
-		return nil
-	})
-	return out, err
 }
 
 // modelFiles returns what a worker reads of a model that it is given as path: files where they lie, or a folder of links.

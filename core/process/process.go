@@ -6,7 +6,6 @@
 package process
 
 import (
-	"slices"
 	"syscall"
 	"time"
 
@@ -81,24 +80,4 @@ func List(hiveID string) ([]contract.Process, error) {
 		out = append(out, e.Process)
 	}
 	return out, nil
-}
-
-// Launch is the argument vector by which the launcher execChild becomes path with args, held to the policy. Without a launcher
-// it is path and args, to be executed with the privileges of the caller.
-func Launch(execChild []string, policy sandbox.Policy, path string, args ...string) ([]string, error) {
-	return launch(execChild, nil, policy, path, args)
-}
-
-func launch(execChild, options []string, policy sandbox.Policy, path string, args []string) ([]string, error) {
-	if len(execChild) == 0 {
-		return slices.Concat([]string{path}, args), nil
-	}
-	if policy.ABI > 0 {
-		encoded, err := policy.Encode()
-		if err != nil {
-			return nil, err
-		}
-		options = append(options, "--sandbox="+encoded)
-	}
-	return slices.Concat(execChild, options, []string{"--", path}, args), nil
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -63,7 +64,7 @@ func Start(spec Spec) (*Child, error) {
 		}
 		defer func() { _ = statusR.Close() }()
 		options := []string{fmt.Sprintf("--status-fd=%d", statusFD)}
-		if cmd.Args, err = launch(spec.ExecChild, options, spec.Sandbox, spec.Path, spec.Args); err != nil {
+		if cmd.Args, err = spec.Sandbox.Launch(slices.Concat(spec.ExecChild, options), spec.Path, spec.Args); err != nil {
 			_ = statusW.Close()
 			return nil, err
 		}

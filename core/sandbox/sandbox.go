@@ -7,9 +7,12 @@ package sandbox
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/apiary-dev/apiary/core/fault"
@@ -34,8 +37,8 @@ type Policy struct {
 	Connect []uint16 `json:"connect"`
 }
 
-// Encode writes the policy as one argument of the launcher.
-func (p Policy) Encode() (string, error) {
+// encode writes the policy as one argument of the launcher.
+func (p Policy) encode() (string, error) {
 	b, err := json.Marshal(p)
 	if err != nil {
 		return "", fmt.Errorf("encode what a process may use: %w", err)
@@ -43,7 +46,24 @@ func (p Policy) Encode() (string, error) {
 	return string(b), nil
 }
 
-// Decode reads what Encode wrote.
+// Launch is the argument vector by which a launcher with the options that it is given here puts the policy in force and becomes path with
+// args. Without a launcher it is path and args.
+func (p Policy) Launch(launcher []string, path string, args []string) ([]string, error) {
+	if len(launcher) == 0 {
+		return slices.Concat([]string{path}, args), nil
+	}
+	var option []string
+	if p.ABI > 0 {
+		encoded, err := p.encode()
+		if err != nil {
+			return nil, err
+		}
+		option = []string{"--sandbox=" + encoded}
+	}
+	return slices.Concat(launcher, option, []string{"--", path}, args), nil
+}
+
+// Decode reads the policy of an argument that Launch made.
 func Decode(s string) (Policy, error) {
 	var p Policy
 	d := json.NewDecoder(strings.NewReader(s))
@@ -159,6 +179,39 @@ func Without(dir, inside string) []string {
 		out = append(out, Without(filepath.Join(real, e.Name()), kept)...)
 	}
 	return out
+}
+
+// maxLinks bounds the links of a folder that are followed.
+const maxLinks = 1000
+
+// Followed returns a file or folder and what the links in it lead to, because the right to read a folder is not one to read what a link
+// in it names.
+func Followed(at string) ([]string, error) {
+	out := []string{at}
+	err := filepath.WalkDir(at, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+			return nil // the process finds out, and says so
+		}
+		if err != nil {
+			return err
+		}
+		if d.Type()&fs.ModeSymlink == 0 {
+			return nil
+		}
+		to, err := filepath.EvalSymlinks(path)
+		if err != nil {
+			return nil // it leads nowhere, for the process as well
+		}
+		if rel, err := filepath.Rel(at, to); err == nil && filepath.IsLocal(rel) {
+			return nil
+		}
+		if len(out) > maxLinks {
+			return fmt.Errorf("more than %d links lead out of %s", maxLinks, at)
+		}
+		out = append(out, to)
+		return nil
+	})
+	return out, err
 }
 
 // within reports whether path is dir or lies in it. Both are clean.

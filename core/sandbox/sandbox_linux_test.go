@@ -127,7 +127,7 @@ func attempt(t *testing.T, policy Policy, root, pid string) map[string]bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	encoded, err := policy.Encode()
+	encoded, err := policy.encode()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,7 +211,7 @@ func TestSupport(t *testing.T) {
 
 func TestPolicyAsAnArgument(t *testing.T) {
 	p := Policy{ABI: 4, Read: []string{"/a b;$(id)"}, Write: []string{"."}, Devices: []string{"/dev/null"}, Bind: []uint16{}, Connect: nil}
-	s, err := p.Encode()
+	s, err := p.encode()
 	if err != nil {
 		t.Fatal(err)
 	}

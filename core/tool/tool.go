@@ -21,6 +21,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/apiary-dev/apiary/core/sandbox"
 )
 
 // searchPath is where programs are looked for, and the PATH of those that run. The agent's own PATH does not count.
@@ -29,15 +31,18 @@ const searchPath = "/usr/local/bin:/usr/bin:/bin"
 // Runner runs programs. Its methods may be called concurrently.
 type Runner struct {
 	execChild []string
+	support   sandbox.Support
+	home      string
 
 	mu    sync.Mutex
 	found map[string]string // by name: absolute path; guarded by mu
 }
 
-// New returns a runner that starts programs through the launcher execChild, {"/path/apiary", "exec-child"}. With none they are
-// executed directly.
-func New(execChild []string) *Runner {
-	return &Runner{execChild: execChild, found: map[string]string{}}
+// New returns a runner that starts programs through the launcher execChild, {"/path/apiary", "exec-child"}, which holds them to what
+// support permits: they read the system's folders, and change their working folder and Scratch, or a folder in which both are. The
+// data folder home is out of bounds but for those. Without a launcher programs are executed directly.
+func New(execChild []string, support sandbox.Support, home string) *Runner {
+	return &Runner{execChild: execChild, support: support, home: home, found: map[string]string{}}
 }
 
 // Find returns the absolute path of the program name. What was found once stays. The error is fs.ErrNotExist for a name that is
@@ -68,6 +73,8 @@ type Command struct {
 	Env     map[string]string // beside PATH, HOME, TMPDIR and LANG, which it cannot change
 	Dir     *os.File          // the working folder, open
 	Scratch string            // absolute; HOME and TMPDIR
+	Write   []string          // folders that it may change beside Scratch, and the working folder where Engine is not set
+	Engine  bool              // it is an engine in the working folder, which it does not change; it may use the graphics devices
 	Network bool              // it may reach the network
 	Timeout time.Duration
 	// Line gets a line of the output now and then, from one goroutine and not after Run has returned: without control characters
@@ -111,7 +118,11 @@ func (r *Runner) Run(ctx context.Context, c Command) (Result, error) {
 	}
 	defer func() { _ = read.Close() }()
 	child := &child{started: make(chan error, 1), ended: make(chan struct{})}
-	go child.run(func(confined confinement) *exec.Cmd { return r.command(c, write, confined) }, confinements(c.Network))
+	args, err := r.arguments(c)
+	if err != nil {
+		return Result{}, errors.Join(err, write.Close())
+	}
+	go child.run(func(confined confinement) *exec.Cmd { return r.command(c, args, write, confined) }, confinements(c.Network))
 	err = <-child.started
 	_ = write.Close()
 	if err != nil {
@@ -153,11 +164,27 @@ func (r *Runner) Run(ctx context.Context, c Command) (Result, error) {
 	return result, nil
 }
 
-func (r *Runner) command(c Command, output *os.File, confined confinement) *exec.Cmd {
-	args := append([]string{c.Path}, c.Args...)
-	if len(r.execChild) > 0 {
-		args = slices.Concat(r.execChild, []string{"--"}, args)
+// arguments is the argument vector. The launcher's working folder is that of the command.
+func (r *Runner) arguments(c Command) ([]string, error) {
+	policy := sandbox.Policy{
+		Read:    append(sandbox.System(r.home), c.Path),
+		Write:   append([]string{c.Scratch}, c.Write...),
+		Devices: sandbox.Plain(),
 	}
+	if !c.Engine {
+		policy.Write = append(policy.Write, ".")
+	} else {
+		parts, err := sandbox.Followed(c.Dir.Name())
+		if err != nil {
+			return nil, fmt.Errorf("look at the engine: %w", err)
+		}
+		policy.Read = slices.Concat(policy.Read, []string{"."}, parts, sandbox.Graphics(r.home))
+		policy.Devices = append(policy.Devices, sandbox.GPUs()...)
+	}
+	return r.support.With(policy).Launch(r.execChild, c.Path, c.Args)
+}
+
+func (r *Runner) command(c Command, args []string, output *os.File, confined confinement) *exec.Cmd {
 	env := []string{"PATH=" + searchPath, "HOME=" + c.Scratch, "TMPDIR=" + c.Scratch, "LANG=C.UTF-8"}
 	for _, name := range slices.Sorted(maps.Keys(c.Env)) {
 		if name != "PATH" && name != "HOME" && name != "TMPDIR" && name != "LANG" {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/apiary-dev/apiary/core/process"
+	"github.com/apiary-dev/apiary/core/sandbox"
 	"golang.org/x/sys/unix"
 )
 
@@ -47,6 +48,12 @@ func play(what string, args []string) int {
 		fmt.Println("group", unix.Getpgrp() == os.Getpid() || unix.Getpgrp() == 0)
 		if b, err := os.ReadFile("/proc/self/fd/0"); err == nil {
 			fmt.Println("input", len(b))
+		}
+	case "try": // reading, changing and making the files of args
+		for _, path := range args {
+			b, rerr := os.ReadFile(path)
+			werr := os.WriteFile(path, append(b, 'x'), 0o600)
+			fmt.Println(filepath.Base(path), rerr == nil, werr == nil)
 		}
 	case "fail":
 		for i := range 100 {
@@ -102,7 +109,7 @@ func run(t *testing.T, ctx context.Context, change func(*Command), what string, 
 	if change != nil {
 		change(&c)
 	}
-	return New([]string{own, "exec-child"}).Run(ctx, c)
+	return New([]string{own, "exec-child"}, sandbox.Kernel(), "").Run(ctx, c)
 }
 
 func TestRun(t *testing.T) {
@@ -223,7 +230,7 @@ func TestNetwork(t *testing.T) {
 }
 
 func TestFind(t *testing.T) {
-	r := New(nil)
+	r := New(nil, sandbox.Support{}, "")
 	if p, err := r.Find("sh"); err != nil || !filepath.IsAbs(p) {
 		t.Errorf("%q, %v", p, err)
 	}
@@ -235,5 +242,50 @@ func TestFind(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	if _, err := r.Find("sh"); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestConfined: a step changes its working folder and its scratch folder and reads nothing of the data folder; an engine that is asked
+// for its version changes its scratch folder alone. Without Landlock it could, or the test would show nothing.
+func TestConfined(t *testing.T) {
+	support := sandbox.Kernel()
+	if support.ABI == 0 {
+		t.Skip("skipped: " + support.Why)
+	}
+	own, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		support sandbox.Support
+		engine  bool
+		want    string
+	}{
+		"a step without Landlock": {want: "secret true true|work true true|scratch true true"},
+		"a step":                  {support: support, want: "secret false false|work true true|scratch true true"},
+		"an engine":               {support: support, engine: true, want: "secret false false|work true false|scratch true true"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			home := t.TempDir()
+			var paths []string
+			for _, file := range []string{"secret", "work", "scratch"} {
+				path := filepath.Join(home, file+".d", file)
+				if err := errors.Join(os.Mkdir(filepath.Dir(path), 0o700), os.WriteFile(path, []byte("x"), 0o600)); err != nil {
+					t.Fatal(err)
+				}
+				paths = append(paths, path)
+			}
+			dir, err := os.Open(filepath.Dir(paths[1]))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = dir.Close() }()
+			res, err := New([]string{own, "exec-child"}, c.support, home).Run(t.Context(), Command{
+				Path: own, Args: append([]string{"play", "try"}, paths...), Dir: dir, Scratch: filepath.Dir(paths[2]), Engine: c.engine, Timeout: time.Minute,
+			})
+			if got := strings.Join(res.Lines, "|"); err != nil || got != c.want {
+				t.Errorf("%s, %v; want %s", got, err, c.want)
+			}
+		})
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/sandbox"
 	"github.com/apiary-dev/apiary/core/secret"
 	"github.com/apiary-dev/apiary/plugins/process"
 	"github.com/apiary-dev/apiary/plugins/sdk"
@@ -34,6 +35,7 @@ type SetOptions struct {
 	On          func(vendor string) bool // as in CheckSchemes; nil: all are
 	Executable  string                   // this program, which becomes the process of a WASM plugin
 	ExecChild   []string                 // launcher of programs, as in process.Spec
+	Sandbox     sandbox.Support          // what the kernel can hold plugins to
 	Credentials func(name, host string) (secret.Secret, error)
 	Log         *slog.Logger
 }
@@ -153,10 +155,11 @@ func (s *Set) add(o SetOptions, shelf *Shelf, lock *config.Lock, p config.Plugin
 	})
 	spec := process.Spec{
 		Name: p.Name, Path: shelf.Path(digest), SHA256: digest, Store: shelf.Programs(), TLS: cmp.Or(p.TLS, m.TLS), ExecChild: o.ExecChild,
-		Host: sdk.HostDispatch(services), Log: o.Log,
+		Sandbox: o.Sandbox, Home: o.Home, Host: sdk.HostDispatch(services), Log: o.Log,
 	}
 	if transport == config.TransportWASM {
-		spec.Path, spec.SHA256, spec.TLS, spec.ExecChild = o.Executable, "", "", nil
+		spec.Path, spec.SHA256, spec.TLS = o.Executable, "", ""
+		spec.Read, spec.Write = []string{shelf.Path(digest)}, []string{shelf.CacheDir()}
 		spec.StartTimeout = CompileTime
 		spec.Args = ModuleArgs(shelf.Path(digest), digest, shelf.CacheDir(), p.Grants.Memory)
 	}
@@ -207,12 +210,13 @@ type Question struct {
 	Store     string   // as in process.Spec
 	TLS       string   // as in process.Spec
 	ExecChild []string // as in process.Spec
+	Home      string   // as in process.Spec
 	Log       *slog.Logger
 }
 
 // Ask runs a program for as long as it takes to say what it is. It gets nothing from the host.
 func Ask(ctx context.Context, q Question) (*vendor.StaticManifest, error) {
-	p, err := process.Start(ctx, process.Spec{Name: q.Path, Path: q.Path, SHA256: q.SHA256, Store: q.Store, TLS: q.TLS, ExecChild: q.ExecChild, Host: Nothing(), Log: q.Log})
+	p, err := process.Start(ctx, process.Spec{Name: q.Path, Path: q.Path, SHA256: q.SHA256, Store: q.Store, TLS: q.TLS, ExecChild: q.ExecChild, Sandbox: sandbox.Kernel(), Home: q.Home, Host: Nothing(), Log: q.Log})
 	if err != nil {
 		return nil, err
 	}

@@ -22,7 +22,7 @@ import (
 // child is the operating system's process. It implements runner.Runner of go-plugin.
 type child struct {
 	spec    Spec
-	program string
+	command []string
 	home    string
 	sockets string
 
@@ -42,20 +42,15 @@ type child struct {
 	waitErr error
 }
 
-func newChild(spec Spec, program, home string) *child {
-	return &child{spec: spec, program: program, home: home, exited: make(chan struct{}), handshake: &handshake{}, lines: newLineLog(spec.Log, spec.Name)}
+func newChild(spec Spec, command []string, home string) *child {
+	return &child{spec: spec, command: command, home: home, exited: make(chan struct{}), handshake: &handshake{}, lines: newLineLog(spec.Log, spec.Name)}
 }
 
 // prepare makes the command. handshake is what go-plugin adds to the environment, sockets the folder for the plugin's socket.
 func (c *child) prepare(handshakeEnv []string, sockets string) {
-	args := []string{c.program}
-	if len(c.spec.ExecChild) > 0 {
-		args = slices.Concat(c.spec.ExecChild, []string{"--", c.program})
-	}
-	args = append(args, c.spec.Args...)
 	c.sockets = sockets
 	c.cmd = &exec.Cmd{
-		Path: args[0], Args: args, Dir: c.home,
+		Path: c.command[0], Args: c.command, Dir: c.home,
 		Env: slices.Concat([]string{"PATH=/usr/bin:/bin", "HOME=" + c.home, "TMPDIR=" + c.home, "LANG=C.UTF-8"}, c.spec.Env, handshakeEnv),
 	}
 }

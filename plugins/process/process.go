@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/sandbox"
 	"github.com/apiary-dev/apiary/plugins/sdk/wire"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
@@ -69,6 +70,13 @@ type Spec struct {
 	Host      vendor.Invoker
 	Log       *slog.Logger
 
+	// Sandbox is what the kernel can hold the plugin to, which the launcher puts in force: it reads its program, its interpreter, the
+	// system's libraries and Read, and changes its own private folder and Write. Home is the data folder, of which it sees nothing else.
+	Sandbox sandbox.Support
+	Home    string
+	Read    []string
+	Write   []string
+
 	StartTimeout time.Duration // 0: 10 s
 	RunDir       string        // where the private folder of the process is made; "": the system's folder for temporary files
 }
@@ -110,7 +118,12 @@ func Start(ctx context.Context, spec Spec) (*Process, error) {
 		return nil, err
 	}
 	p := &Process{spec: spec, room: room, cleaned: make(chan struct{})}
-	p.child = newChild(spec, program, room.home)
+	command, err := spec.command(program, room.dir)
+	if err != nil {
+		room.remove()
+		return nil, err
+	}
+	p.child = newChild(spec, command, room.home)
 	if err := p.connect(ctx); err != nil {
 		p.child.kill()
 		p.clean()

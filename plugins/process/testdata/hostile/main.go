@@ -134,6 +134,9 @@ func (h *hostile) Resolve(ctx context.Context, req vendor.ResolveRequest) (*vend
 		if err := cmd.Start(); err != nil {
 			return nil, err
 		}
+	case "try": // what it may not; the argument is the data folder and the agent, and the answer what succeeded
+		home, agent, _ := strings.Cut(argument, ":")
+		m.Format = strings.Join(try(home, agent), ",")
 	case "get":
 		value, err := h.host.Get(ctx, argument)
 		if err != nil {
@@ -157,4 +160,47 @@ func (h *hostile) Resolve(ctx context.Context, req vendor.ResolveRequest) (*vend
 		m.Format = fmt.Sprint(ok && time.Until(deadline) < time.Minute)
 	}
 	return m, nil
+}
+
+// try makes every attempt and returns those that succeeded.
+func try(home, agent string) []string {
+	done := []string{}
+	note := func(name string, ok bool) {
+		if ok {
+			done = append(done, name)
+		}
+	}
+	read := func(name, path string) {
+		b, err := os.ReadFile(path)
+		note(name, err == nil && len(b) > 0)
+	}
+	write := func(name, path string) { note(name, os.WriteFile(path, []byte("x"), 0o600) == nil) }
+	own, _ := os.Executable()
+	read("read itself", own)
+	write("write its folder", "scratch")
+	write("write its temporary folder", filepath.Join(os.Getenv("TMPDIR"), "scratch"))
+	read("read the admin key", filepath.Join(home, "secrets", "admin.key"))
+	read("read another plugin", filepath.Join(home, "plugins", "store", "other"))
+	read("read another plugin's state", filepath.Join(home, "plugins", "state", "other.json"))
+	read("read the configuration", filepath.Join(home, "config.hcl"))
+	read("read the user's home", filepath.Join(home, "..", "id_ed25519"))
+	read("read the agent's environment", "/proc/"+agent+"/environ")
+	write("write elsewhere", filepath.Join(home, "x"))
+	write("change itself", own)
+	note("connect", func() bool {
+		c, err := net.DialTimeout("tcp", os.Getenv("TRY_ADDRESS"), time.Second)
+		if err == nil {
+			_ = c.Close()
+		}
+		return err == nil
+	}())
+	note("read the agent's memory", func() bool {
+		f, err := os.Open("/proc/" + agent + "/mem")
+		if err == nil {
+			_ = f.Close()
+		}
+		return err == nil
+	}())
+	note("list the agent's files", func() bool { _, err := os.Readlink("/proc/" + agent + "/fd/0"); return err == nil }())
+	return done
 }
