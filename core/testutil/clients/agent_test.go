@@ -71,8 +71,8 @@ type agent struct {
 	bin, home, addr string
 }
 
-// startAgent runs an agent until the end of the test. config is its config.hcl.
-func startAgent(t *testing.T, bin, config string) *agent {
+// startAgent runs an agent until the end of the test. config is its config.hcl; prepare may put more into its data folder.
+func startAgent(t *testing.T, bin, config string, prepare ...func(home string)) *agent {
 	t.Helper()
 	// Sockets and logs live below it; the test's own temporary folder is removed before workers have ended.
 	home, err := os.MkdirTemp("", "apiary-clients-")
@@ -82,6 +82,9 @@ func startAgent(t *testing.T, bin, config string) *agent {
 	a := &agent{bin: bin, home: home, addr: freeAddress(t)}
 	if err := os.WriteFile(filepath.Join(home, "config.hcl"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range prepare {
+		f(home)
 	}
 	var log bytes.Buffer
 	cmd := a.command(context.Background(), "agent")
