@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/x509"
+	"slices"
 	"testing"
 	"time"
 
@@ -64,9 +65,9 @@ func TestRepliesThatAreRefused(t *testing.T) {
 		"admin key":     {func(r *contract.JoinReply) { r.AdminKey = "short" }, CodeBadReply},
 		"no gossip key": {func(r *contract.JoinReply) { r.GossipKeys = nil }, CodeBadReply},
 		"gossip key":    {func(r *contract.JoinReply) { r.GossipKeys = []string{"short"} }, CodeBadReply},
-		"gossip keys":   {func(r *contract.JoinReply) { r.GossipKeys = make([]string, 17) }, CodeBadReply},
+		"gossip keys":   {func(r *contract.JoinReply) { r.GossipKeys = slices.Repeat([]string{testGossipKey}, 17) }, CodeBadReply},
 		"peer":          {func(r *contract.JoinReply) { r.Peers = []string{"x"} }, CodeBadReply},
-		"peers":         {func(r *contract.JoinReply) { r.Peers = make([]string, 65) }, CodeBadReply},
+		"peers":         {func(r *contract.JoinReply) { r.Peers = slices.Repeat([]string{"10.0.0.5:7834"}, 65) }, CodeBadReply},
 	} {
 		r := good
 		tc.change(&r)
