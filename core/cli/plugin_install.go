@@ -21,6 +21,7 @@ import (
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/folder"
 	"github.com/apiary-dev/apiary/core/logging"
+	"github.com/apiary-dev/apiary/core/sandbox"
 	"github.com/apiary-dev/apiary/plugins/host"
 	"github.com/apiary-dev/apiary/plugins/vendor"
 )
@@ -333,7 +334,11 @@ func (a *app) showAsked(name string, c *host.Candidate, before *config.LockedPlu
 		lines = append(lines, "  The engines that it installs run as your user, and may do all that your user may.")
 	}
 	if c.Transport == config.TransportProcess {
-		lines = append(lines, "  It is a program, which nothing holds to that: it may do all that your user may.")
+		says := "  It is a program, which nothing holds to that: it may do all that your user may."
+		if sandbox.Kernel().ABI > 0 {
+			says = "  It is a program: it may do all that your user may, but for the files and connections that Landlock keeps from it."
+		}
+		lines = append(lines, says)
 	}
 	if before != nil {
 		had := before.Grants

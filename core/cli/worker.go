@@ -297,6 +297,11 @@ func (a *app) showStatus(st contract.Status) error {
 	if _, err := fmt.Fprintln(a.out, printable(summary)); err != nil {
 		return err
 	}
+	for _, line := range protections(st.Hives, hives) {
+		if _, err := fmt.Fprintln(a.out, printable(line)); err != nil {
+			return err
+		}
+	}
 	if err := a.showDeployments(st); err != nil {
 		return err
 	}
@@ -324,6 +329,32 @@ func (a *app) showStatus(st contract.Status) error {
 	}
 	_, _ = fmt.Fprintln(a.out)
 	return writeTable(a.out, []string{"MODEL", "WORKER", "WHERE", "STATE", "SLOTS", "QUEUE", "IN FLIGHT", "MEMORY"}, rows)
+}
+
+// protections says in a line for each group of hives what their workers and plugins are held to.
+func protections(hives []contract.HiveView, names map[string]string) []string {
+	by := map[string][]string{}
+	for _, h := range hives {
+		if h.Protection == nil {
+			continue
+		}
+		says := "no new privileges, no core dumps"
+		if h.Protection.Landlock > 0 {
+			says += fmt.Sprintf(", and files and ports by Landlock (version %d)", h.Protection.Landlock)
+		} else if h.Protection.Reason != "" {
+			says += ". " + h.Protection.Reason
+		}
+		by[says] = append(by[says], names[h.ID])
+	}
+	lines := []string{}
+	for _, says := range sortedKeys(by) {
+		of := ""
+		if len(by) > 1 {
+			of = " of " + strings.Join(by[says], ", ")
+		}
+		lines = append(lines, "workers and plugins"+of+" are held to: "+says)
+	}
+	return lines
 }
 
 // stateWord is one word for what a worker does: the queen's judgement where it has one, else the worker's own.
