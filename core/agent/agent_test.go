@@ -354,7 +354,7 @@ func TestNativeExecutable(t *testing.T) {
 	}
 }
 
-// TestSelfTest runs a stand-in for the launcher, which is called as "<own> exec-child -- <path> selftest --engine-dir DIR".
+// TestSelfTest runs a stand-in for the launcher, which is called as "<own> exec-child [--sandbox=POLICY] -- <path> selftest --engine-dir DIR".
 func TestSelfTest(t *testing.T) {
 	dir := t.TempDir()
 	script := func(body string) *nativeExecutable {
@@ -365,7 +365,9 @@ func TestSelfTest(t *testing.T) {
 		return &nativeExecutable{home: dir, version: "v", own: own, carried: []byte("x")}
 	}
 	t.Setenv("HF_TOKEN", "canary")
-	report, err := script(`[ "$1 $2 $4 $5 $6" = "exec-child -- selftest --engine-dir /e" ] || exit 9
+	report, err := script(`[ "$1" = exec-child ] || exit 9
+case "$2" in --sandbox=*) shift ;; esac
+[ "$2 $4 $5 $6" = "-- selftest --engine-dir /e" ] || exit 9
 [ -z "$HF_TOKEN" ] || exit 8
 echo '{"build":"b1","devices":[{"id":"cpu0"}]}'`).selfTest(t.Context(), "/e")
 	if err != nil || report.Build != "b1" || len(report.Devices) != 1 {
