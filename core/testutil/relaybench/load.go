@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,25 +22,25 @@ func (s *setup) message(t *target, worker string, stream bool, promptBytes, maxT
 	body := fmt.Sprintf(`{"model":%q,"stream":%v,"max_tokens":%d,"messages":[{"role":"user","content":%q}]}`,
 		model(worker), stream, maxTokens, strings.Repeat("hello world ", promptBytes/12))
 	return fmt.Appendf(nil, "POST /v1/chat/completions HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s",
-		t.addr[worker], s.tokens[worker], len(body), body)
+		t.addr[worker], cmp.Or(t.token, s.tokens[worker]), len(body), body)
 }
 
-// client is one keep-alive connection.
-type client struct {
+// connection is one keep-alive connection.
+type connection struct {
 	c net.Conn
 	r *bufio.Reader
 }
 
-func dial(addr string) (*client, error) {
+func dial(addr string) (*connection, error) {
 	c, err := net.DialTimeout("tcp", addr, 5*time.Second)
 	if err != nil {
 		return nil, err
 	}
-	return &client{c, bufio.NewReaderSize(c, 16<<10)}, nil
+	return &connection{c, bufio.NewReaderSize(c, 16<<10)}, nil
 }
 
 // ask sends a request and reads the whole answer, which must be a success.
-func (c *client) ask(msg []byte) error {
+func (c *connection) ask(msg []byte) error {
 	_ = c.c.SetDeadline(time.Now().Add(20 * time.Second))
 	if _, err := c.c.Write(msg); err != nil {
 		return err
@@ -62,7 +63,7 @@ func (s *setup) warm(ctx context.Context, t *target, worker string) error {
 	msg := s.message(t, worker, false, 1<<10, 2)
 	var err error
 	for end := time.Now().Add(15 * time.Second); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
-		var c *client
+		var c *connection
 		if c, err = dial(t.addr[worker]); err != nil {
 			continue
 		}

@@ -224,6 +224,11 @@ func (r *results) print(w io.Writer) {
 		}
 		for _, t := range r.targets[1 : len(r.targets)-1] {
 			switch goal := goals[cell]; {
+			case t.name == keyed && cell == cellAdded:
+			case t.name == keyed && cell == cellMemory:
+				row(w, cell+"-keys/plain", median(v[keyed]), ours, 0)
+			case t.name == keyed:
+				row(w, cell+"-keys/plain", median(v[keyed]), ours, 1.25)
 			case t.skipped != "":
 				_, _ = fmt.Fprintf(w, "relay/%s/%s skipped: %s\n", cell, t.name, t.skipped)
 			case t.name != "vllm-router":

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/apiary-dev/apiary/core/client"
+	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/secret"
 	"github.com/apiary-dev/apiary/core/testutil/freeport"
 )
@@ -24,6 +26,8 @@ const (
 	fast  = "fast"
 	paced = "paced"
 
+	keyed = "keys" // the target that needs API keys
+
 	tokensPerSecond = 20
 )
 
@@ -32,6 +36,7 @@ type target struct {
 	name    string
 	addr    map[string]string // by worker
 	pids    map[string]int
+	token   string // API key; empty: that of the worker
 	skipped string // why it could not be had
 }
 
@@ -60,30 +65,37 @@ func start(ctx context.Context, apiary, dir string) (*setup, error) {
 			s.stop()
 		}
 	}()
-	queen, err := freeport.Address()
-	if err != nil {
-		return nil, err
-	}
 	// The agent makes the cluster key, from which the workers' secrets come.
-	agent, err := s.run("agent", nil, append(os.Environ(), "APIARY_HOME="+home, "APIARY_ADDR="+queen), apiary, "agent")
+	ours, err := s.agent(ctx, apiary, "apiary", home)
 	if err != nil {
 		return nil, err
-	}
-	if err := await(ctx, "http://"+queen+"/healthz", nil); err != nil {
-		return nil, s.withLog("agent", err)
 	}
 	cluster, err := secret.Load(filepath.Join(home, "secrets", secret.ClusterKeyFile))
 	if err != nil {
 		return nil, err
 	}
-	ours := &target{name: "apiary", addr: map[string]string{fast: queen, paced: queen}, pids: map[string]int{fast: agent, paced: agent}}
+	// Another one, whose callers need keys.
+	second := filepath.Join(home, keyed)
+	if err := os.MkdirAll(filepath.Join(second, "secrets"), 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.Link(filepath.Join(home, "secrets", secret.ClusterKeyFile), filepath.Join(second, "secrets", secret.ClusterKeyFile)); err != nil {
+		return nil, err
+	}
+	withKeys, err := s.agent(ctx, apiary, keyed, second)
+	if err != nil {
+		return nil, err
+	}
+	if withKeys.token, err = makeKey(ctx, withKeys.addr[fast], second); err != nil {
+		return nil, err
+	}
 	direct := &target{name: "direct", addr: map[string]string{}, pids: map[string]int{}}
 	for _, w := range []string{fast, paced} {
-		if err := s.worker(ctx, apiary, w, queen, cluster, direct); err != nil {
+		if err := s.worker(ctx, apiary, w, []string{ours.addr[w], withKeys.addr[w]}, cluster, direct); err != nil {
 			return nil, err
 		}
 	}
-	s.targets = []*target{ours}
+	s.targets = []*target{ours, withKeys}
 	for _, p := range []struct {
 		name  string
 		start func(ctx context.Context, name, listen, upstream string) (int, error)
@@ -110,10 +122,10 @@ func start(ctx context.Context, apiary, dir string) (*setup, error) {
 		}
 	}
 	s.targets = append(s.targets, direct)
-	for _, t := range []*target{ours, direct} {
+	for _, t := range []*target{ours, withKeys, direct} {
 		for _, w := range []string{fast, paced} {
 			if err := s.warm(ctx, t, w); err != nil {
-				return nil, s.withLog("agent", fmt.Errorf("%s to worker %s: %w", t.name, w, err))
+				return nil, s.withLog("apiary", fmt.Errorf("%s to worker %s: %w", t.name, w, err))
 			}
 		}
 	}
@@ -121,8 +133,37 @@ func start(ctx context.Context, apiary, dir string) (*setup, error) {
 	return s, nil
 }
 
-// worker starts an echo worker that beats to the queen.
-func (s *setup) worker(ctx context.Context, apiary, name, queen string, cluster secret.Secret, direct *target) error {
+// agent starts an agent with a data folder, that is a target.
+func (s *setup) agent(ctx context.Context, apiary, name, home string) (*target, error) {
+	addr, err := freeport.Address()
+	if err != nil {
+		return nil, err
+	}
+	pid, err := s.run(name, nil, append(os.Environ(), "APIARY_HOME="+home, "APIARY_ADDR="+addr), apiary, "agent")
+	if err != nil {
+		return nil, err
+	}
+	if err := await(ctx, "http://"+addr+"/healthz", nil); err != nil {
+		return nil, s.withLog(name, err)
+	}
+	return &target{name: name, addr: map[string]string{fast: addr, paced: addr}, pids: map[string]int{fast: pid, paced: pid}}, nil
+}
+
+// makeKey has the agent at an address make an API key with limits that are far away.
+func makeKey(ctx context.Context, addr, home string) (string, error) {
+	admin, err := secret.Load(filepath.Join(home, "secrets", secret.AdminKeyFile))
+	if err != nil {
+		return "", err
+	}
+	c := client.New(client.Options{Base: "http://" + addr, Token: admin})
+	defer c.Close()
+	var made contract.MadeKey
+	err = c.PostJSON(ctx, "/admin/keys", contract.NewKey{Name: "bench", KeyLimits: contract.KeyLimits{Concurrency: 1e6, TokensPerMinute: 1e12, Queue: 1e6}}, &made)
+	return made.Key, err
+}
+
+// worker starts an echo worker that beats to the queens.
+func (s *setup) worker(ctx context.Context, apiary, name string, queens []string, cluster secret.Secret, direct *target) error {
 	listen, err := freeport.Address()
 	if err != nil {
 		return err
@@ -131,7 +172,10 @@ func (s *setup) worker(ctx context.Context, apiary, name, queen string, cluster 
 	id := "relaybench-" + name
 	token := secret.ForWorker(cluster, id)
 	args := []string{"worker", "echo", "--worker-id", id, "--model", model(name), "--device", "cpu0", "--port", port, "--address", "127.0.0.1",
-		"--queen-url", "http://" + queen, "--hive-id", "relaybench", "--secret-fd", "3", "--slots", "4096", "--context", "100000000", "--orphan-ttl", "0"}
+		"--hive-id", "relaybench", "--secret-fd", "3", "--slots", "4096", "--context", "100000000", "--orphan-ttl", "0"}
+	for _, q := range queens {
+		args = append(args, "--queen-url", "http://"+q)
+	}
 	if name == paced {
 		args = append(args, "--tps", fmt.Sprint(tokensPerSecond), "--tokens", "1000000")
 	} else {
