@@ -169,7 +169,7 @@ func TestDeleteWhileStreaming(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			config := strings.ReplaceAll(slowEcho, `hive { listen = "127.0.0.1:0" }`, "hive {\n  listen = \"127.0.0.1:0\"\n  "+c.hive+"\n}")
-			n := newNode(t, strings.ReplaceAll(strings.ReplaceAll(config, "60", c.tokens), `, "--history", "HISTORY"`, ""))
+			n := newNode(t, strings.ReplaceAll(strings.ReplaceAll(config, "60", c.tokens), `, "--history", "../history"`, ""))
 			n.start()
 			n.run(nil, "worker", "spawn", "echo:slow")
 			w := n.alive()[0]
@@ -219,7 +219,7 @@ func TestDeleteWhileStreaming(t *testing.T) {
 // TestSecondSignalHurries (F21): it does not wait for a stream that would take long.
 func TestSecondSignalHurries(t *testing.T) {
 	t.Parallel()
-	n := newNode(t, strings.ReplaceAll(strings.ReplaceAll(slowEcho, "60", "6000"), `, "--history", "HISTORY"`, ""))
+	n := newNode(t, strings.ReplaceAll(strings.ReplaceAll(slowEcho, "60", "6000"), `, "--history", "../history"`, ""))
 	n.start()
 	n.run(nil, "worker", "spawn", "echo:slow")
 	ctx, cancel := context.WithCancel(t.Context())
@@ -258,7 +258,7 @@ func TestInterruptedRun(t *testing.T) {
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }()
 	n.until(10*time.Second, "the request runs", func() bool {
-		b, _ := os.ReadFile(history)
+		b := readAll(history)
 		return strings.Contains(string(b), `"token"`)
 	})
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
@@ -268,7 +268,7 @@ func TestInterruptedRun(t *testing.T) {
 		t.Errorf("the exit code is %d", code)
 	}
 	n.until(5*time.Second, "the worker sees the cancel", func() bool {
-		b, _ := os.ReadFile(history)
+		b := readAll(history)
 		return strings.Contains(string(b), `"cancel"`)
 	})
 	if len(n.alive()) != 1 {
@@ -326,7 +326,7 @@ func TestWorkerLostAdvice(t *testing.T) {
 	ended := make(chan struct{})
 	go func() { _ = cmd.Wait(); close(ended) }()
 	n.until(10*time.Second, "the request runs", func() bool {
-		b, _ := os.ReadFile(history)
+		b := readAll(history)
 		return strings.Contains(string(b), `"token"`)
 	})
 	if err := syscall.Kill(n.alive()[0].PID, syscall.SIGKILL); err != nil {

@@ -136,7 +136,7 @@ func TestChatOnATerminal(t *testing.T) {
 	s.typed(ctrlC)
 	s.wait("Interrupted.")
 	n.until(5*time.Second, "the worker sees the cancel", func() bool {
-		b, _ := os.ReadFile(history)
+		b := readAll(history)
 		return strings.Contains(string(b), `"cancel"`) && !strings.Contains(string(b), "nonesuch")
 	})
 	s.typed("delta\n")
