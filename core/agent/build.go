@@ -223,8 +223,12 @@ func (a *assembly) server(o Options, routes []httpd.Route, authorize func(httpd.
 			r.Handler = a.drain.readiness(r.Handler, httpd.WriteError)
 		}
 	}
+	var closed func() bool
+	if role == "queen" {
+		closed = a.guard.closed
+	}
 	s, err := httpd.New(httpd.Options{
-		Routes: routes, Authorize: authorize, Hosts: advertised(o.Config.Agent.Advertise), MaxConnections: o.Config.Queen.Limits.Connections,
+		Closed: closed, Routes: routes, Authorize: authorize, Hosts: advertised(o.Config.Agent.Advertise), MaxConnections: o.Config.Queen.Limits.Connections,
 		WriteTimeout: o.Config.Queen.Timeouts.Write, DrainTimeout: closeTimeout / 2, Log: o.Log.With("role", role),
 	})
 	if err != nil {

@@ -23,6 +23,7 @@ type response struct {
 	s      *Server // nil where the answer is not a server's
 	id     string
 	wrote  bool
+	failed bool
 	stream *Stream // once it was detached
 }
 
@@ -31,6 +32,7 @@ func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (w *response) WriteHeader(status int) {
 	w.wrote = w.wrote || status >= 200
+	w.failed = status >= 400
 	w.ResponseWriter.WriteHeader(status)
 }
 

@@ -1,6 +1,7 @@
 package httpd
 
 import (
+	"container/list"
 	"errors"
 	"net"
 	"sync"
@@ -14,6 +15,8 @@ type listener struct {
 	max          int64
 	writeTimeout time.Duration
 	open         atomic.Int64
+	closed       func() bool // callers need to show something; nil: they need not
+	strangers    strangers
 
 	once  sync.Once
 	fresh chan accepted // new connections
@@ -90,7 +93,13 @@ func (l *listener) acceptOne() (net.Conn, error) {
 			_ = c.Close()
 			continue
 		}
-		return &conn{Conn: c, l: l, spare: n > l.max}, nil
+		made := &conn{Conn: c, l: l, spare: n > l.max}
+		if l.closed != nil && l.closed() {
+			for _, old := range l.strangers.admit(made, time.Now()) {
+				_ = old.Close()
+			}
+		}
+		return made, nil
 	}
 }
 
@@ -103,6 +112,8 @@ type conn struct {
 	spare  bool      // beyond the limit: see spareConnections
 	ahead  []byte    // read already, before the connection changed hands
 	until  time.Time // the write deadline that is set; used by Write alone, which net/http calls from one goroutine at a time
+
+	stranger *list.Element // of strangers, which guards it; nil: it does not count
 }
 
 // writePiece is the most that one deadline covers, so that a slow reader of a large answer counts as making progress.
@@ -174,6 +185,7 @@ func (c *conn) Close() error {
 		return net.ErrClosed
 	}
 	c.l.open.Add(-1)
+	c.l.strangers.known(c)
 	return c.Conn.Close()
 }
 

@@ -52,6 +52,9 @@ type Options struct {
 	// Authorize decides whether r may call a route of class. It returns a fault; one of status 401 is answered with a
 	// challenge. Nil allows everything. It is called before the body is read.
 	Authorize func(class Class, r *http.Request) error
+	// Closed reports whether callers need to show something for routes that are not open. While it does, one address may have 64
+	// connections on which that has not been shown for a second or more. nil: they need not. It is asked for each connection.
+	Closed func() bool
 	// Hosts are values of the Host header that are accepted beside loopback names and the address of the connection.
 	Hosts          []string
 	MaxConnections int // open at once; default 8,192
@@ -170,11 +173,17 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	srv.Protocols.SetHTTP1(true)
 	l := newListener(ln, min(s.opts.MaxConnections, connectionsByFiles()), s.opts.WriteTimeout)
 	srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-		if c, ok := c.(*conn); ok && c.spare {
-			return context.WithValue(ctx, spareKey{}, true)
+		if c, ok := c.(*conn); ok {
+			if l.closed != nil {
+				ctx = context.WithValue(ctx, connKey{}, c)
+			}
+			if c.spare {
+				return context.WithValue(ctx, spareKey{}, true)
+			}
 		}
 		return ctx
 	}
+	l.closed = s.opts.Closed
 	_, s.sockets = ln.(syscall.Conn)
 	s.detached = newDetachedSet(base, l)
 	done := make(chan error, 1)
@@ -277,6 +286,17 @@ func (s *Server) serveRoute(rt *Route, w *response, r *http.Request) {
 	if err := s.authorize(rt.Class, r); err != nil {
 		WriteError(w, r, err)
 		return
+	}
+	switch rt.Class {
+	case ClassInference, ClassAdmin, ClassMetrics:
+		introduced(r.Context())
+	case ClassOpen:
+	default: // the handler compares what was shown
+		defer func() {
+			if !w.failed {
+				introduced(r.Context())
+			}
+		}()
 	}
 	if hasBody(r.Method) {
 		if err := checkBody(rt, r); err != nil {
