@@ -129,7 +129,9 @@ func Run(ctx context.Context, o Options) error {
 // ones finish first, the roles end next, and the ports close last.
 func (a *assembly) addServices(group *run.Group, o Options, l *listeners) {
 	if a.queenServer != nil {
-		group.Add(run.Service{Name: "queen http", StopTimeout: closeTimeout, Run: func(ctx context.Context) error { return a.queenServer.Serve(ctx, l.queen) }})
+		group.Add(run.Service{Name: "queen http", StopTimeout: closeTimeout, Run: func(ctx context.Context) error {
+			return a.queenServer.Serve(ctx, trusted(l.queen, a.credentials, o.Insecure, o.Config.Queen.Limits.Connections, o.Log))
+		}})
 	}
 	if a.hiveServer != nil {
 		group.Add(run.Service{Name: "hive http", StopTimeout: closeTimeout, Run: func(ctx context.Context) error { return a.hiveServer.Serve(ctx, l.hive) }})
@@ -150,7 +152,7 @@ func (a *assembly) addServices(group *run.Group, o Options, l *listeners) {
 		}})
 		group.Add(run.Service{Name: "queen", StopTimeout: 2 * closeTimeout, Run: a.queen.Run})
 	}
-	group.Add(run.Service{Name: "certificate", Run: a.credentials.renew})
+	group.Add(run.Service{Name: "certificate", Run: func(ctx context.Context) error { return a.credentials.renew(ctx, a.renewAt) }})
 	group.Add(run.Service{Name: "gossip", Run: a.gossip.Run})
 	if o.Insecure && !a.guard.loopback {
 		group.Add(run.Service{Name: "warning", Run: func(ctx context.Context) error { return warnInsecure(ctx, o.Log) }})

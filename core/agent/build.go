@@ -31,6 +31,7 @@ import (
 	"github.com/apiary-dev/apiary/core/queen"
 	"github.com/apiary-dev/apiary/core/registry"
 	"github.com/apiary-dev/apiary/core/secret"
+	"github.com/apiary-dev/apiary/core/trust"
 	pluginhost "github.com/apiary-dev/apiary/plugins/host"
 	"github.com/apiary-dev/apiary/workers/llama/bundle"
 )
@@ -63,6 +64,7 @@ func build(o Options, n node, at addresses) (*assembly, error) {
 	a := &assembly{
 		drain:       newDrain(),
 		credentials: n.credentials,
+		network:     network{tls: trust.ClientConfig(n.identity, n.verifier, trust.Expect{})},
 		start:       gossip.NewStart(time.Now()),
 		queenURL:    baseURL(at.queen, cfg.Agent.Advertise),
 		hiveURL:     baseURL(at.hive, cfg.Agent.Advertise),
@@ -180,7 +182,7 @@ func (a *assembly) buildQueen(o Options, n node, m *metrics.Metrics) error {
 		Models: models(cfg), Workers: kinds(cfg), Defaults: spawnDefaults(cfg), Deployments: cfg.Shared(), Registry: registryParams(cfg), Watchdog: queen.Watchdog{Stall: cfg.Queen.Watchdog.Stall, Answer: cfg.Queen.Watchdog.Answer}, Interval: cfg.Queen.Heartbeat.Interval, ReadyAfter: cfg.Queen.Detection.ReadyAfter,
 		Home: cfg.Home, IdleTTL: cfg.Queen.Placement.IdleTTL, Placement: placementParams(cfg), Reserve: cfg.Hive.Reserve.Memory, Drain: cfg.Hive.Drain, Ready: cfg.Hive.Spawn.Ready, ReadyGiB: cfg.Hive.Spawn.ReadyPerGiB, ReadyMax: cfg.Hive.Spawn.ReadyMax,
 		InFlight: func(id string) int { return gw.InFlight(id) }, Queued: func() map[string]int { return gw.Queued() }, Start: a.start, Company: company(o), Members: a.members, ChangeKeys: a.changeKeys,
-		Keys: a.guard.keys,
+		Keys: a.guard.keys, Trust: a.trust(n),
 		Dial: a.network.dial, Metrics: m, Log: log,
 	})
 	if err != nil {

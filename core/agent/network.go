@@ -2,7 +2,9 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -14,10 +16,13 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/httpd"
+	"github.com/apiary-dev/apiary/core/trust"
 )
 
 // network is the one place where connections to other agents are made; listen is the one where they are accepted.
-type network struct{}
+type network struct {
+	tls *tls.Config // for calls to agents of this cluster; nil: none can be made
+}
 
 const dialBound = 5 * time.Second
 
@@ -27,6 +32,36 @@ func (network) dial(ctx context.Context, network, addr string) (net.Conn, error)
 	return d.DialContext(ctx, network, addr)
 }
 
+// dialTLS connects to another agent and has seen its certificate when it returns.
+func (n network) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
+	if n.tls == nil {
+		return nil, errors.New("this agent has no certificate")
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialBound)
+	defer cancel()
+	c, err := n.dial(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	s := tls.Client(c, n.tls)
+	if err := s.HandshakeContext(ctx); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// trusted lets a listener speak TLS and plain HTTP at its one port. anybody says that plain is for all who can connect, and not only for
+// this machine.
+func trusted(ln net.Listener, c *credentials, anybody bool, connections int, log *slog.Logger) net.Listener {
+	o := trust.ListenerOptions{TLS: trust.ServerConfig(c.identity, c.verifier), MaxPending: connections, Log: log}
+	if anybody {
+		o.Plain = func(net.Addr) bool { return true }
+		o.MaxOfOne = connections
+	}
+	return trust.NewListener(ln, o)
+}
+
 // answers reports whether the agent that m describes answers its /healthz. One that does not say who it is counts, too: something
 // is there.
 func (n network) answers(ctx context.Context, m contract.Member) bool {
@@ -34,7 +69,7 @@ func (n network) answers(ctx context.Context, m contract.Member) bool {
 		if base == "" {
 			continue
 		}
-		c := client.New(client.Options{Base: base, Dial: n.dial})
+		c := client.New(client.Options{Base: base, Dial: n.dial, DialTLS: n.dialTLS})
 		var h contract.Health
 		err := c.GetJSON(ctx, "/healthz", &h)
 		c.Close()

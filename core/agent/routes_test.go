@@ -123,7 +123,10 @@ func TestRoutes(t *testing.T) {
 					}
 				}
 				who := strings.Join(in, ", ")
-				if len(in) == len(kinds) {
+				switch len(in) {
+				case 0:
+					who = "nobody"
+				case len(kinds):
 					who = "everybody"
 				}
 				fmt.Fprintf(&got, "%s %-5s %-40s %s\n", map[bool]string{false: "open ", true: "keyed"}[keyed], s.name, pattern, who)

@@ -9,12 +9,16 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"net/url"
 	"regexp"
+	"strings"
 	"time"
 
+	"github.com/apiary-dev/apiary/core/client"
 	"github.com/apiary-dev/apiary/core/config"
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/queen"
 	"github.com/apiary-dev/apiary/core/run"
 	"github.com/apiary-dev/apiary/core/trust"
 )
@@ -107,7 +111,7 @@ const (
 )
 
 // renew keeps the certificate young until ctx ends.
-func (c *credentials) renew(ctx context.Context) error {
+func (c *credentials) renew(ctx context.Context, ask func(context.Context, contract.RenewRequest) (contract.RenewReply, error)) error {
 	jitter := rand.Float64()
 	failing := false
 	for {
@@ -118,7 +122,7 @@ func (c *credentials) renew(ctx context.Context) error {
 		if c.identity.RenewIn(jitter) > 0 {
 			continue
 		}
-		err := c.renewOnce(ctx)
+		err := c.renewOnce(ctx, ask)
 		switch {
 		case err != nil && !failing:
 			c.log.Warn("the certificate of this node is not renewed", "expires", c.identity.Peer().Expires, "error", err.Error())
@@ -129,11 +133,99 @@ func (c *credentials) renew(ctx context.Context) error {
 	}
 }
 
-func (c *credentials) renewOnce(context.Context) error {
-	if c.authority == nil {
-		return errors.New("no queen is known that renews it")
+// renewOnce gets the next certificate: of this node's own authority, or through ask, which asks queens.
+func (c *credentials) renewOnce(ctx context.Context, ask func(context.Context, contract.RenewRequest) (contract.RenewReply, error)) error {
+	if c.authority != nil {
+		return c.issue()
 	}
-	return c.issue()
+	csr, err := c.identity.NewCSR()
+	if err != nil {
+		return err
+	}
+	reply, err := ask(ctx, contract.RenewRequest{Addresses: append([]string{}, c.addresses...), CSR: csr, Time: c.clock.Now()})
+	if err != nil {
+		return err
+	}
+	chain, _, err := c.identity.Renewed(reply, nil)
+	if err != nil {
+		return err
+	}
+	return c.store.SaveNode(chain)
+}
+
+// renewAt asks the queens, one after the other, to renew this node's certificate.
+func (a *assembly) renewAt(ctx context.Context, req contract.RenewRequest) (contract.RenewReply, error) {
+	err := errors.New("no queen is known that renews it")
+	for _, base := range a.queens() {
+		c := client.New(client.Options{Base: overTLS(base), Dial: a.network.dial, DialTLS: a.network.dialTLS})
+		var reply contract.RenewReply
+		err = c.PostJSON(ctx, "/v1/renew", req, &reply)
+		c.Close()
+		if err == nil || ctx.Err() != nil {
+			return reply, err
+		}
+	}
+	return contract.RenewReply{}, err
+}
+
+// overTLS is a base URL with https: a queen takes TLS at its one port also where others may speak plain HTTP there.
+func overTLS(base string) string {
+	if rest, ok := strings.CutPrefix(base, "http://"); ok {
+		return "https://" + rest
+	}
+	return base
+}
+
+// trust is what the queen of this agent lets machines in with.
+func (a *assembly) trust(n node) *queen.Trust {
+	return &queen.Trust{
+		Authority: n.authority, Clock: n.clock, Roster: n.roster, Verifier: n.verifier, NodeID: n.id, Own: func() contract.NodeRecord { return n.own },
+		Addresses: a.joinAddresses,
+		Welcome: func([]string) (trust.Welcome, error) {
+			w := trust.Welcome{GossipKeys: a.gossip.Keys(), ClusterKey: n.cluster, AdminKey: n.admin}
+			var own []string
+			for _, m := range a.members() {
+				switch {
+				case m.Queen == "" || m.State == contract.MemberLeft:
+				case m.Self:
+					own = []string{m.Address}
+				case len(w.Peers) < maxWelcome:
+					w.Peers = append(w.Peers, m.Address)
+				}
+			}
+			w.Peers = append(own, w.Peers...)
+			return w, nil
+		},
+	}
+}
+
+// maxWelcome bounds the addresses that one who joins is told, and those in a token.
+const maxWelcome = 7
+
+// joinAddresses are the queens at which others join, this one first.
+func (a *assembly) joinAddresses() ([]string, error) {
+	var out []string
+	for _, m := range a.members() {
+		u, err := url.Parse(m.Queen)
+		if m.Queen == "" || err != nil || m.State != contract.MemberAlive {
+			continue
+		}
+		host := u.Hostname()
+		gossip, gerr := netip.ParseAddrPort(m.Address)
+		if m.Self && !isLoopbackHost(host) && gerr == nil && gossip.Addr().IsLoopback() {
+			return nil, fault.New(fault.Conflict, "gossip_on_loopback", "The queen listens at %s and its gossip at %s, where other machines cannot reach it; set gossip.bind to this machine's address too, and start the agent again.", u.Host, m.Address)
+		}
+		switch {
+		case m.Self:
+			out = append([]string{u.Host}, out...)
+		case !isLoopbackHost(host) && len(out) < maxWelcome:
+			out = append(out, u.Host)
+		}
+	}
+	if len(out) == 0 {
+		return nil, fault.New(fault.Unavailable, "starting", "The agent has just started and does not know its own address yet; try again.").WithRetryAfter(time.Second)
+	}
+	return out, nil
 }
 
 var (

@@ -83,7 +83,7 @@ func TestIssuedAgain(t *testing.T) {
 	}
 	c := n.credentials
 	before := c.identity.Peer()
-	if err := c.renewOnce(t.Context()); err != nil {
+	if err := c.renewOnce(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if after := c.identity.Peer(); after.Serial == before.Serial || after.Key != before.Key {

@@ -86,7 +86,7 @@ func wantsJSON(args []string) bool {
 func (a *app) root() *cobra.Command {
 	root := a.holder("apiary", "The machines you already own, as one private AI endpoint",
 		a.agentCommand(), a.runCommand(), a.chatCommand(), a.stopCommand(), a.upgradeCommand(), a.statusCommand(), a.planCommand(), a.applyCommand(), a.explainCommand(),
-		a.modelCommand(), a.workerCommand(), a.engineCommand(), a.hiveCommand(), a.deviceCommand(), a.memberCommand(), a.keyCommand(), a.jobCommand(),
+		a.modelCommand(), a.workerCommand(), a.engineCommand(), a.hiveCommand(), a.deviceCommand(), a.memberCommand(), a.tokenCommand(), a.joinCommand(), a.keyCommand(), a.jobCommand(),
 		a.pluginCommand(), a.credentialCommand(), a.configCommand(), a.keygenCommand(), a.versionCommand(), a.execChildCommand(), a.pluginHostCommand())
 	root.Long = root.Short + ".\n\n`apiary run` is the way in: it starts an agent, fetches an engine and tells a story.\n\n" + exitCodes + `
 

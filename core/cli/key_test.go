@@ -14,7 +14,7 @@ import (
 
 // keyCommands are those of scripts that show keys.
 func keyCommands() map[string]func(*testscript.TestScript, bool, []string) {
-	return map[string]func(*testscript.TestScript, bool, []string){"keyed": scriptKeyed, "envfile": scriptEnvFile, "unseen": scriptUnseen}
+	return map[string]func(*testscript.TestScript, bool, []string){"keyed": scriptKeyed, "envfile": scriptEnvFile, "unseen": scriptUnseen, "members": scriptMembers}
 }
 
 // scriptKeyed sends a request with the key that a file holds, by x-api-key or as a bearer token; "-" stands for none.
@@ -83,4 +83,12 @@ func scriptUnseen(ts *testscript.TestScript, _ bool, args []string) {
 	if seen == 0 {
 		ts.Fatalf("there are no files in %s", args[1])
 	}
+}
+
+// scriptMembers waits until so many agents list each other.
+func scriptMembers(ts *testscript.TestScript, _ bool, args []string) {
+	waitUntil(ts, func() bool {
+		ts.Check(ts.Exec("apiary", "hive", "list", "--json"))
+		return strconv.Itoa(strings.Count(ts.ReadFile("stdout"), `"liveness": "alive"`)) == args[0]
+	}, "the hives are not heard")
 }

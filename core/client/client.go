@@ -28,6 +28,8 @@ type Options struct {
 	Token   secret.Secret // sent as bearer token; empty: none
 	Timeout time.Duration // of a call that does not stream; default 30 s
 	Dial    func(ctx context.Context, network, addr string) (net.Conn, error)
+	// DialTLS connects to a base of https and has finished the handshake when it returns. nil: the machine's own CAs decide.
+	DialTLS func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Explain may put errors that the agent answered into other words, for a caller that knows more. nil: they stay.
 	Explain func(*fault.Error) *fault.Error
 }
@@ -56,7 +58,7 @@ func New(o Options) *Client {
 	}
 	return &Client{o: o, http: &http.Client{
 		// No proxy: agents talk to each other directly, and a token must not pass through a stranger.
-		Transport: &http.Transport{DialContext: o.Dial, MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute,
+		Transport: &http.Transport{DialContext: o.Dial, DialTLSContext: o.DialTLS, MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute,
 			MaxResponseHeaderBytes: 64 << 10, DisableCompression: true},
 		// A redirect would carry the token somewhere else.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -165,6 +167,9 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 		return fault.As(cause)
 	}
 	e := &fault.Error{Kind: fault.Unavailable, Err: err, RetryAfter: time.Second}
+	if refused, ok := errors.AsType[*fault.Error](err); ok { // of a certificate that DialTLS has looked at
+		return refused
+	}
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		e.Code, e.Message = "agent_unreachable", fmt.Sprintf("No agent answers at %s: the connection was refused. Is it running?", c.o.Base)

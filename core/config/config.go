@@ -50,6 +50,7 @@ type Config struct {
 type Agent struct {
 	Name      string   // host name unless set
 	Roles     []string // RoleQueen, RoleHive
+	RolesSet  bool     // the file sets roles
 	DataDir   string   // Config.Home, once loaded
 	Labels    []string // for the conditions of deployments
 	Advertise string   // host or address at which other machines reach this agent; "": the listen addresses

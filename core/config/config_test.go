@@ -95,7 +95,7 @@ func TestFullConfiguration(t *testing.T) {
 	want := defaults()
 	want.Path = "testdata/good/full.hcl"
 	want.Home = filepath.Join(here, "data")
-	want.Agent = Agent{Name: "tower", Roles: []string{"queen"}, Labels: []string{"quiet", "office"}, Advertise: "10.0.0.5", DataDir: want.Home,
+	want.Agent = Agent{Name: "tower", Roles: []string{"queen"}, RolesSet: true, Labels: []string{"quiet", "office"}, Advertise: "10.0.0.5", DataDir: want.Home,
 		Log: Log{Level: slog.LevelDebug, Format: "json"}}
 	want.Queen.Listen, want.Queen.Hives, want.Queen.HivesSet = "[::1]:0", []string{"http://10.0.0.5:7835"}, true
 	want.Queen.Limits.Body, want.Queen.Limits.LoadWait, want.Queen.Limits.QueueWait = 64*contract.KiB, time.Hour, 90*time.Second

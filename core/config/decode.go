@@ -53,6 +53,7 @@ func parse(src []byte, name, path string, env func(string) (string, bool)) (*Con
 			d.checkShared(c)
 		}
 		if path != "" {
+			_, c.Agent.RolesSet = d.at[&c.Agent.Roles]
 			_, c.Hive.ListenSet = d.at[&c.Hive.Listen]
 			_, c.Gossip.BindSet = d.at[&c.Gossip.Bind]
 			_, c.Queen.HivesSet = d.at[&c.Queen.Hives]

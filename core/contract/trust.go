@@ -80,3 +80,21 @@ type RevocationRecord struct {
 	Name   string    `json:"name"`
 	At     time.Time `json:"at"`
 }
+
+// NewToken asks for a join token: POST /admin/tokens.
+type NewToken struct {
+	Role       string `json:"role,omitempty"`        // "hive" or "queen"; default: hive
+	Name       string `json:"name,omitempty"`        // of the agent that alone may use it; empty: any
+	TTLSeconds int64  `json:"ttl_seconds,omitempty"` // default: 900
+}
+
+// MadeToken is a join token that was just made, and the only answer that ever holds it.
+type MadeToken struct {
+	Token     string    `json:"token"`
+	ID        string    `json:"id"`
+	Role      string    `json:"role"`
+	Name      string    `json:"name,omitempty"`
+	Expires   time.Time `json:"expires"`
+	Addresses []string  `json:"addresses"` // host:port of queens that take it
+	Cluster   string    `json:"cluster_id"`
+}

@@ -18,6 +18,7 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/metrics"
+	"github.com/apiary-dev/apiary/core/secret"
 )
 
 // Options configures a Gossip. Zero durations mean the defaults named.
@@ -248,6 +249,9 @@ func (g *Gossip) Queens() []string {
 	}
 	return out
 }
+
+// Keys are the gossip keys that this agent accepts, the one in use first.
+func (g *Gossip) Keys() []secret.Secret { return g.o.Keys.Keys() }
 
 // Kick has a beat sent at once, or as soon as the last one is 250 ms old.
 func (g *Gossip) Kick() {

@@ -138,6 +138,29 @@ func (k *Keyring) InUse() secret.Secret {
 	return k.keys[0]
 }
 
+// Keys are all that are accepted, the one in use first.
+func (k *Keyring) Keys() []secret.Secret {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.keys)
+}
+
+// Replace writes the file of a keyring whose agent does not run: these keys are accepted from its next start on, the first one is
+// used, and configured is not, unless it is one of them. An empty configured is the one that follows from the cluster key.
+func Replace(file string, cluster, configured secret.Secret, keys []secret.Secret) error {
+	if len(keys) == 0 || len(keys) > maxKeys {
+		return fmt.Errorf("write the gossip keys: there are %d", len(keys))
+	}
+	if configured == "" {
+		configured = secret.Derive(cluster, "gossip")
+	}
+	k := &Keyring{file: file, keys: keys}
+	if !slices.Contains(keys, configured) {
+		k.retired = []string{Fingerprint(configured)}
+	}
+	return k.save()
+}
+
 // Retired reports whether the configured key is one that was taken out of use since.
 func (k *Keyring) Retired(configured secret.Secret) bool {
 	k.mu.Lock()

@@ -86,7 +86,7 @@ func (w *response) hijack(r *http.Request) (*Stream, error) {
 		return nil, errNotDetached
 	}
 	// Only a socket can be watched without a goroutine; ask before the connection is taken, which cannot be undone.
-	if !w.s.sockets {
+	if socket, _ := r.Context().Value(socketKey{}).(bool); !socket {
 		return nil, errNotDetached
 	}
 	nc, rest, err := h.Hijack()

@@ -6,6 +6,7 @@ package httpd
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -86,7 +87,6 @@ type Server struct {
 
 	// Of Serve, which sets them before it answers anything.
 	detached *detachedSet
-	sockets  bool // connections are the operating system's
 }
 
 // New checks the table: each route needs a valid pattern with a method, a known class, a handler and, where the method has a
@@ -172,19 +172,24 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	}
 	srv.Protocols.SetHTTP1(true)
 	l := newListener(ln, min(s.opts.MaxConnections, connectionsByFiles()), s.opts.WriteTimeout)
-	srv.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-		if c, ok := c.(*conn); ok {
-			if l.closed != nil {
-				ctx = context.WithValue(ctx, connKey{}, c)
-			}
-			if c.spare {
-				return context.WithValue(ctx, spareKey{}, true)
-			}
+	srv.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
+		c := nc.(*conn)
+		if l.closed != nil {
+			ctx = context.WithValue(ctx, connKey{}, c)
+		}
+		if c.spare {
+			ctx = context.WithValue(ctx, spareKey{}, true)
+		}
+		switch t := c.Conn.(type) {
+		case *tls.Conn:
+			cs := t.ConnectionState()
+			ctx = context.WithValue(ctx, tlsKey{}, &cs)
+		case syscall.Conn:
+			ctx = context.WithValue(ctx, socketKey{}, true)
 		}
 		return ctx
 	}
 	l.closed = s.opts.Closed
-	_, s.sockets = ln.(syscall.Conn)
 	s.detached = newDetachedSet(base, l)
 	done := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
@@ -263,6 +268,19 @@ func (s *Server) authorize(class Class, r *http.Request) error {
 
 // spareKey marks the contexts of requests on spare connections.
 type spareKey struct{}
+
+// socketKey marks the contexts of requests whose connection is one of the operating system's.
+type socketKey struct{}
+
+// tlsKey has the state of the connection of a request, where it is one of TLS.
+type tlsKey struct{}
+
+// TLS is the state of a request's connection, with the certificate that the caller has shown; nil where it came without TLS. The listener
+// that is given to Serve has finished its handshake.
+func TLS(r *http.Request) *tls.ConnectionState {
+	cs, _ := r.Context().Value(tlsKey{}).(*tls.ConnectionState)
+	return cs
+}
 
 // overloaded refuses what a spare connection is not for.
 func overloaded(rt *Route, w *response, r *http.Request) bool {

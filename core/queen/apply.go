@@ -46,6 +46,9 @@ func (q *Queen) apply(ctx context.Context, n *job.Narrator, list []contract.Depl
 func (q *Queen) putInForce() time.Duration {
 	q.readKeys()
 	q.readWishes()
+	if q.trust != nil {
+		q.trust.read()
+	}
 	q.mu.Lock()
 	q.dir.Store(q.index(q.snap.Load()))
 	q.wake()

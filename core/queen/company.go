@@ -465,11 +465,13 @@ func (c *company) leave(ctx context.Context) {
 	c.tellAll(context.WithoutCancel(ctx), leaveBound)
 }
 
-// announce tells the queens that are there what has changed, and waits until they know, within a bound.
-func (c *company) announce(ctx context.Context) (others bool) { return c.tellAll(ctx, drainBound) }
+// announce tells the queens that are there what has changed, with some records, and waits until they know, within a bound.
+func (c *company) announce(ctx context.Context, records ...contract.Record) (others bool) {
+	return c.tellAll(ctx, drainBound, records...)
+}
 
-// tellAll tells the queens that are there how it is here, within a bound, and reports whether there are any.
-func (c *company) tellAll(ctx context.Context, bound time.Duration) (others bool) {
+// tellAll tells the queens that are there how it is here, with some records, within a bound, and reports whether there are any.
+func (c *company) tellAll(ctx context.Context, bound time.Duration, records ...contract.Record) (others bool) {
 	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	var all sync.WaitGroup
@@ -480,7 +482,7 @@ func (c *company) tellAll(ctx context.Context, bound time.Duration) (others bool
 		if there {
 			others = true
 			all.Go(func() {
-				_, _ = p.ask(ctx, api, contract.QueenSync{State: c.state(), Digest: c.q.book.digest(), Records: []contract.Record{}})
+				_, _ = p.ask(ctx, api, contract.QueenSync{State: c.state(), Digest: c.q.book.digest(), Records: append([]contract.Record{}, records...)})
 			})
 		}
 	}

@@ -68,6 +68,7 @@ type Options struct {
 	Queued   func() map[string]int                                             // requests that wait in the gateway, by the first id of their model, or its name; nil: none
 	Metrics  *metrics.Metrics                                                  // nil: nothing is counted
 
+	Trust      *Trust                                                     // nil: nobody is let in
 	Keys       *keys.Table                                                // of API keys, which the queen keeps up to date; nil: one of its own
 	Company    bool                                                       // there may be members that have not been heard yet
 	Members    func() []contract.Member                                   // of the cluster; nil: this agent is alone
@@ -126,6 +127,7 @@ type Queen struct {
 	book    *book
 	deploy  *deploying
 	company *company
+	trust   *trusting // nil: nobody is let in
 }
 
 // New checks the options and makes a queen. It starts nothing.
@@ -180,6 +182,13 @@ func New(o Options) (*Queen, error) {
 	}
 	q.readKeys()
 	q.readWishes()
+	if o.Trust != nil {
+		q.trust = newTrusting(q, *o.Trust)
+		q.trust.read()
+		if err := q.trust.enter(); err != nil {
+			q.log.Error("this node is not among those that were let in", "error", err.Error())
+		}
+	}
 	q.background, q.stop = context.WithCancel(context.Background())
 	q.jobs = job.New(job.Options{NodeID: o.NodeID, Log: o.Log, Ended: func(j contract.Job) {
 		o.Metrics.Job(j.Operation, string(j.State))
@@ -210,6 +219,9 @@ func (q *Queen) Run(ctx context.Context) error {
 	q.do(q.clock)
 	q.do(q.place)
 	q.do(q.company.run)
+	if q.trust != nil {
+		q.do(q.trust.run)
+	}
 	q.log.Info("queen started", "node", q.o.NodeID, "url", q.o.URL, "hives", len(*q.links.Load()))
 	<-ctx.Done()
 	q.company.leave(ctx)

@@ -24,7 +24,11 @@ const (
 
 // Routes returns the queen's HTTP surface, without that of the gateway.
 func (q *Queen) Routes() []httpd.Route {
-	return append(slices.Concat(q.keyRoutes(), q.jobRoutes()), []httpd.Route{
+	var trusted []httpd.Route
+	if q.trust != nil {
+		trusted = q.trust.routes()
+	}
+	return append(slices.Concat(q.keyRoutes(), q.jobRoutes(), trusted), []httpd.Route{
 		// Without a bound of its own: it waits for nothing but the body, for which the server has one, and a timer for each beat costs.
 		{Pattern: "POST /v1/heartbeat", Class: httpd.ClassWorker, BodyLimit: contract.MaxWorkerBeat, Handler: http.HandlerFunc(q.heartbeat)},
 		{Pattern: "POST /v1/worker-exits", Class: httpd.ClassHive, BodyLimit: exitBody, Timeout: callTimeout, Handler: http.HandlerFunc(q.workerExit)},

@@ -12,6 +12,7 @@ func TestDocumentIsComplete(t *testing.T) {
 	for name, v := range map[string]any{
 		"JoinRequest": contract.JoinRequest{}, "JoinReply": contract.JoinReply{},
 		"RenewRequest": contract.RenewRequest{}, "RenewReply": contract.RenewReply{},
+		"NewToken": contract.NewToken{}, "MadeToken": contract.MadeToken{},
 	} {
 		doc.Fields(t, name, v)
 	}
