@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +16,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/apiary-dev/apiary/core/client"
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/secret"
 	"github.com/apiary-dev/apiary/core/testutil/freeport"
@@ -155,11 +155,26 @@ func makeKey(ctx context.Context, addr, home string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	c := client.New(client.Options{Base: "http://" + addr, Token: admin})
-	defer c.Close()
+	ask, err := json.Marshal(contract.NewKey{Name: "bench", KeyLimits: contract.KeyLimits{Concurrency: 1e6, TokensPerMinute: 1e12, Queue: 1e6}})
+	if err != nil {
+		return "", err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addr+"/admin/keys", bytes.NewReader(ask))
+	if err != nil {
+		return "", err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Authorization", "Bearer "+admin.Reveal())
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = res.Body.Close() }()
 	var made contract.MadeKey
-	err = c.PostJSON(ctx, "/admin/keys", contract.NewKey{Name: "bench", KeyLimits: contract.KeyLimits{Concurrency: 1e6, TokensPerMinute: 1e12, Queue: 1e6}}, &made)
-	return made.Key, err
+	if err := json.NewDecoder(io.LimitReader(res.Body, 64<<10)).Decode(&made); err != nil || res.StatusCode != http.StatusCreated {
+		return "", fmt.Errorf("make a key: %s, %w", res.Status, err)
+	}
+	return made.Key, nil
 }
 
 // worker starts an echo worker that beats to the queens.
