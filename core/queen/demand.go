@@ -287,10 +287,14 @@ func (q *Queen) attempt(ctx context.Context, d *demand, name, key string) error 
 	if slices.ContainsFunc(s.Workers, func(w registry.Worker) bool { return w.Info.ModelID == id && beats(&w) }) {
 		return nil // its first beat came after the demand was made
 	}
+	r := &spawning{q: q, automatic: true, demand: true, name: name, spec: contract.WorkerSpawn{Model: id, Wait: true}}
 	_, err = q.runJob(contract.OpWorkerSpawn, name, set(registry.DemandStarting), func(ctx context.Context, n *job.Narrator, _ func(contract.Narration)) (any, error) {
-		r := &spawning{q: q, n: n, automatic: true, demand: true, name: name, spec: contract.WorkerSpawn{Model: id, Wait: true}}
+		r.n = n
 		return r.run(ctx)
 	})
+	if err != nil && r.moved && fault.As(err).Code == codeModelNotFound {
+		return r.unheld(id) // its files are at its holders alone, which may come back
+	}
 	return err
 }
 

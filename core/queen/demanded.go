@@ -65,7 +65,8 @@ func (r *spawning) chooseByPlan(ctx context.Context, modelID string) (done bool,
 	}
 }
 
-// wanted is the picture with the wish for one worker of the model, and the name of that wish. It goes only where the model is already.
+// wanted is the picture with the wish for one worker of the model, and the name of that wish. It goes only where the
+// model is already, as long as such a hive takes workers.
 func (r *spawning) wanted(p *picture, modelID string, devices []string) (in placement.Input, name string) {
 	in = p.input()
 	name = orElse(r.name, modelID)
@@ -74,7 +75,12 @@ func (r *spawning) wanted(p *picture, modelID string, devices []string) (in plac
 	}
 	p.ask(&in, name, modelID, name, r.kind)
 	d := &in.Deployments[len(in.Deployments)-1]
-	judge, files := d.Judge, p.dir.model(modelID) != nil && !strings.HasPrefix(modelID, echoScheme)
+	judge := d.Judge
+	files := false
+	if e := p.dir.model(modelID); e != nil && !strings.HasPrefix(modelID, echoScheme) {
+		files = slices.ContainsFunc(r.q.open(), func(id string) bool { return slices.Contains(e.hives, id) })
+		r.moved = !files
+	}
 	d.Judge = func(h *placement.Hive, v *placement.Device) placement.Opinion {
 		switch {
 		case files && !h.Holds[modelID]:

@@ -277,16 +277,25 @@ func (q *Queen) alive() []*link {
 	return out
 }
 
+// open returns the ids of the hives that answer and take workers, the local one first.
+func (q *Queen) open() []string {
+	drained := q.book.drained()
+	var out []string
+	for _, l := range q.alive() {
+		if id, _ := l.known(); !drained[id] {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
 // chosen returns the hive with the id, or without one the local hive, or else the first that answers.
 func (q *Queen) chosen(id string) (*link, registry.Hive, error) {
 	if id != "" {
 		return q.hive(id)
 	}
-	drained := q.book.drained()
-	for _, l := range q.alive() {
-		if lid, _ := l.known(); !drained[lid] {
-			return q.hive(lid)
-		}
+	if ids := q.open(); len(ids) > 0 {
+		return q.hive(ids[0])
 	}
 	return nil, registry.Hive{}, fault.New(fault.Unavailable, "no_hive", "No hive answers, or all are drained, so nothing can be fetched or started; is an agent with the role hive running?").
 		WithRetryAfter(q.o.Interval)

@@ -133,7 +133,8 @@ func (r *spawning) checkMachines(modelID string) error {
 	return refused
 }
 
-// chooseHive takes the hive that was asked for, or one that holds the model.
+// chooseHive takes the hive that was asked for, or one that holds the model, or, where no such hive takes workers, another one, which fetches
+// the model again.
 func (r *spawning) chooseHive(modelID string) error {
 	e := r.q.dir.Load().model(modelID)
 	if e != nil {
@@ -141,15 +142,14 @@ func (r *spawning) chooseHive(modelID string) error {
 	}
 	hiveID := r.spec.HiveID
 	if hiveID == "" && r.model != nil {
-		drained := r.q.book.drained()
-		for _, l := range r.q.alive() {
-			if id, _ := l.known(); slices.Contains(e.hives, id) && !drained[id] {
-				hiveID = id
-				break
-			}
+		open := r.q.open()
+		if len(open) == 0 {
+			return r.unheld(modelID)
 		}
-		if hiveID == "" {
-			return fault.New(fault.Unavailable, "hive_unavailable", "No hive that holds the model %s answers, or they are drained; try again when one does, or take one back with `apiary hive resume`.", quoted(modelID))
+		hiveID = open[0]
+		i := slices.IndexFunc(open, func(id string) bool { return slices.Contains(e.hives, id) })
+		if r.moved = i < 0; !r.moved {
+			hiveID = open[i]
 		}
 	}
 	var err error
@@ -158,6 +158,12 @@ func (r *spawning) chooseHive(modelID string) error {
 	}
 	r.spec.HiveID = r.hive.Beat.ID
 	return nil
+}
+
+// unheld is the fault of a model that no hive holds that takes workers.
+func (r *spawning) unheld(modelID string) error {
+	return fault.New(fault.Unavailable, "hive_unavailable", "No hive that holds the model %s answers, or they are drained; try again when one does, or take one back with `apiary hive resume`.",
+		quoted(orElse(r.name, modelID)))
 }
 
 // installEngine puts the worker's engine on the hive if it is not there.

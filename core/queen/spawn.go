@@ -43,6 +43,7 @@ type spawning struct {
 	existing  bool   // the worker is not this spawn's, and is never ended by it
 	name      string // of the model, as the request has it
 	demand    bool   // a request wants it: it is ended when nobody uses it, or when others need its memory more
+	moved     bool   // the hive does not have the model, because none of those that have it takes workers
 	from      string // the hive that is asked first for a model that has to be fetched; empty: any
 
 	link  *link
