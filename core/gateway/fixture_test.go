@@ -332,8 +332,18 @@ func newHub(t *testing.T, limits gateway.Limits) *hub {
 
 func newHubFor(t *testing.T, limits gateway.Limits, authorize func(httpd.Class, *http.Request) error) *hub {
 	t.Helper()
+	return newHubWith(t, gateway.Options{Limits: limits}, authorize)
+}
+
+func newHubDialing(t *testing.T, limits gateway.Limits, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *hub {
+	t.Helper()
+	return newHubWith(t, gateway.Options{Limits: limits, Dial: dial}, nil)
+}
+
+func newHubWith(t *testing.T, o gateway.Options, authorize func(httpd.Class, *http.Request) error) *hub {
+	t.Helper()
 	h := &hub{directory: newDirectory(), t: t, n: &counts{}}
-	h.g = gateway.New(gateway.Options{Directory: h.directory, Limits: limits, Metrics: h.n, Log: slog.New(slog.DiscardHandler),
+	h.g = gateway.New(gateway.Options{Directory: h.directory, Limits: o.Limits, Metrics: h.n, Log: slog.New(slog.DiscardHandler), Dial: o.Dial,
 		Secret: func(string) secret.Secret { return workerKy }})
 	srv, err := httpd.New(httpd.Options{Routes: h.g.Routes(), Authorize: authorize, WriteTimeout: time.Second, DrainTimeout: 5 * time.Second})
 	if err != nil {

@@ -21,6 +21,9 @@ const (
 	// to be used.
 	idleLink = 30 * time.Second
 	maxIdle  = 512 // connections kept for each worker
+	// unheard is how long a worker's machine may acknowledge nothing that was sent to it, which its system does at once: less than what it
+	// takes to be down, and enough for six repetitions of a packet that is lost.
+	unheard = 15 * time.Second
 )
 
 // backend is one run of one worker, with the connections to it that are idle.
@@ -87,9 +90,17 @@ func (g *Gateway) connect(ctx context.Context, b *backend) (*link, error) {
 	}
 	l := &link{Conn: c}
 	if sc, ok := c.(syscall.Conn); ok {
-		l.raw, _ = sc.SyscallConn()
+		if l.raw, _ = sc.SyscallConn(); l.raw != nil {
+			giveUp(l.raw)
+		}
 	}
 	return l, nil
+}
+
+// cutOff reports whether a connection ended because the other machine is not there any more. What the machine had of a request is lost with
+// it, or its worker ends it when it learns that the connection is gone.
+func cutOff(err error) bool {
+	return errors.Is(err, syscall.ETIMEDOUT) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)
 }
 
 // keep puts a connection whose answer was complete back for the next request.

@@ -160,6 +160,10 @@ func (f *flight) receive() (again bool, err error) {
 			} // a look is what reading on is
 			continue
 		case a.end(), a.over:
+		case cutOff(err) && !f.content.Load() && f.ctx.Err() == nil:
+			f.backend.closeIdle(time.Time{}) // they lead to the same machine
+			f.g.failed(f.backend, registry.FailureStall)
+			return true, errRefused(err)
 		default:
 			return false, f.lost(err)
 		}
