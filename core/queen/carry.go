@@ -51,17 +51,17 @@ func (q *Queen) measure(ctx context.Context, p *picture) bool {
 	return len(learnt) > 0
 }
 
-// carryOut begins an action. What takes long goes on by itself, as a job.
-func (q *Queen) carryOut(p *picture, a placement.Action) {
+// carryOut begins an action. What takes long goes on by itself, as a job. It reports whether that is the start of a worker.
+func (q *Queen) carryOut(p *picture, a placement.Action) (starts bool) {
 	if a.Kind == placement.Stop || a.Kind == placement.Evict {
 		if a.For == "" || q.deploy.wish(a.For) != nil {
 			q.end(a)
 		}
-		return
+		return false
 	}
 	w := q.deploy.wish(a.Deployment)
 	if w == nil { // requests add to those
-		return
+		return false
 	}
 	model := p.dir.modelOf(w)
 	b := pending{action: a, model: model, engine: w.Worker.Source, spec: specText(w.spec)}
@@ -75,7 +75,7 @@ func (q *Queen) carryOut(p *picture, a placement.Action) {
 	if b.fetching {
 		if q.deploy.fetching[model] || elsewhere {
 			q.deploy.mu.Unlock()
-			return
+			return false
 		}
 		q.deploy.fetching[model] = true
 	}
@@ -95,6 +95,7 @@ func (q *Queen) carryOut(p *picture, a placement.Action) {
 	}) {
 		q.forget(id, b)
 	}
+	return !b.fetching
 }
 
 func (b *pending) slot() registry.Slot {

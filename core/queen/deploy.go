@@ -18,6 +18,7 @@ const (
 	measureGap  = 5 * time.Second        // between two looks at what is free on a hive's accelerators
 	askedKept   = 5 * time.Second        // how long a request that found nobody counts as waiting
 	startedKept = 10_000                 // workers of which it is remembered how they were started
+	maxBegun    = 8                      // workers that plans start at once on one device
 )
 
 // deploying is what a queen keeps for placement beside its registry.
@@ -370,9 +371,21 @@ func (q *Queen) replan(ctx context.Context) {
 			q.log.Warn("a deployment is short of workers", "deployment", s.Deployment, "missing", s.Missing, "code", s.Code, "reason", s.Reason)
 		}
 	}
+	begun := map[placement.Place]int{} // the next ones have their turn when one of these serves or has failed: each makes another plan
+	for _, b := range p.pending {
+		if !b.fetching {
+			begun[b.action.Place]++
+		}
+	}
 	for _, a := range plan.Actions {
-		if a.Owner == q.o.NodeID && len(a.After) == 0 {
-			q.carryOut(p, a)
+		if a.Owner != q.o.NodeID || len(a.After) > 0 {
+			continue
+		}
+		if (a.Kind == placement.Spawn || a.Kind == placement.Surge) && begun[a.Place] >= maxBegun {
+			continue
+		}
+		if q.carryOut(p, a) {
+			begun[a.Place]++
 		}
 	}
 	q.notify()
