@@ -32,6 +32,7 @@ const (
 type book struct {
 	home string // of the agent; empty: nothing is kept
 	node string
+	now  func() time.Time
 
 	mu      sync.Mutex // guards the fields below
 	records map[recordKey]contract.Record
@@ -57,7 +58,7 @@ type sharedState struct {
 
 // openBook reads the records of a data folder. A file that is not there is an empty one.
 func openBook(home, node string) (*book, error) {
-	b := &book{home: home, node: node, records: map[recordKey]contract.Record{}, configured: map[string]string{}, revs: map[recordKey]int64{}}
+	b := &book{home: home, node: node, now: time.Now, records: map[recordKey]contract.Record{}, configured: map[string]string{}, revs: map[recordKey]int64{}}
 	if home == "" {
 		return b, nil
 	}
@@ -100,12 +101,14 @@ func (b *book) put(kind, key string, value any) error {
 	if known && old.Deleted == r.Deleted && bytes.Equal(old.Value, r.Value) || !known && r.Deleted {
 		return nil
 	}
-	if now := time.Now().UnixMilli(); now > b.time {
-		b.time, b.count = now, 0
-	} else {
-		b.count++
+	switch now := min(b.now().UnixMilli(), maxRecordTime-1); {
+	case now > b.time:
+		r.Time = now
+	case b.count < maxRecordCount:
+		r.Time, r.Count = b.time, b.count+1
+	default: // somebody has written the last record that there can be
+		return fault.New(fault.Exhausted, "records_at_end", "Nothing can be applied, drained or revoked any more, because a record at the end of all time was shared; stop all queens, remove state/%s from their data folders, and apply again.", sharedFile)
 	}
-	r.Time, r.Count = b.time, b.count
 	b.set(r)
 	return nil
 }
@@ -234,7 +237,7 @@ func (b *book) list() []contract.Deployment {
 	out := []contract.Deployment{}
 	for k, r := range b.records {
 		var d contract.Deployment
-		if k.kind == contract.RecordDeployment && !r.Deleted && json.Unmarshal(r.Value, &d) == nil {
+		if k.kind == contract.RecordDeployment && !r.Deleted && json.Unmarshal(r.Value, &d) == nil && d.Name == k.key {
 			out = append(out, d)
 		}
 	}
