@@ -115,13 +115,12 @@ func (b *book) addKey(k contract.APIKey) error {
 			return fault.New(fault.Conflict, "key_name_taken", "There is an API key named %q, %s; revoke it with `apiary key revoke %s`, or choose another name.", o.Name, o.ID, o.ID).WithParam("name")
 		}
 	}
-	if err := b.put(contract.RecordKeys, "required", true); err != nil {
-		return err
-	}
-	if err := b.put(contract.RecordKey, k.ID, k); err != nil {
-		return err
-	}
-	return b.save()
+	return b.change(func() error {
+		if err := b.put(contract.RecordKeys, "required", true); err != nil {
+			return err
+		}
+		return b.put(contract.RecordKey, k.ID, k)
+	})
 }
 
 func (b *book) removeKey(idOrName string) (contract.APIKey, error) {
@@ -142,10 +141,7 @@ func (b *book) removeKey(idOrName string) (contract.APIKey, error) {
 	case 0:
 		return contract.APIKey{}, fault.New(fault.NotFound, "key_not_found", "There is no API key %s; `apiary key list` shows those that exist.", quoted(idOrName))
 	case 1:
-		if err := b.put(contract.RecordKey, found[0].ID, nil); err != nil {
-			return contract.APIKey{}, err
-		}
-		return found[0], b.save()
+		return found[0], b.change(func() error { return b.put(contract.RecordKey, found[0].ID, nil) })
 	}
 	return contract.APIKey{}, fault.New(fault.Conflict, "ambiguous_key", "%d API keys are named %s, made where queens could not hear each other; name one by its id, which `apiary key list` shows.", len(found), quoted(idOrName))
 }

@@ -165,6 +165,21 @@ func replaceFile(path string, content []byte) error {
 	return err
 }
 
+// change makes records by f and keeps them in the file, or where one of that fails changes nothing: what is refused here must not be in
+// force at other queens. b.mu is held.
+func (b *book) change(f func() error) error {
+	records, revs, configured := maps.Clone(b.records), maps.Clone(b.revs), b.configured
+	at, count := b.time, b.count
+	err := f()
+	if err == nil {
+		err = b.save()
+	}
+	if err != nil {
+		b.records, b.revs, b.configured, b.time, b.count, b.sum = records, revs, configured, at, count, ""
+	}
+	return err
+}
+
 // configure takes over what changed in the configuration of this agent since it was last read.
 func (b *book) configure(list []contract.Deployment) error {
 	b.mu.Lock()
@@ -172,43 +187,49 @@ func (b *book) configure(list []contract.Deployment) error {
 	now := map[string]string{}
 	for _, d := range list {
 		now[d.Name] = digestOf(d)
-		if b.configured[d.Name] != now[d.Name] {
-			if err := b.put(contract.RecordDeployment, d.Name, d); err != nil {
-				return err
-			}
-		}
-	}
-	for name := range b.configured {
-		if now[name] == "" {
-			if err := b.put(contract.RecordDeployment, name, nil); err != nil {
-				return err
-			}
-		}
 	}
 	if maps.Equal(b.configured, now) {
 		return nil
 	}
-	b.configured = now
-	return b.save()
+	return b.change(func() error {
+		for _, d := range list {
+			if b.configured[d.Name] != now[d.Name] {
+				if err := b.put(contract.RecordDeployment, d.Name, d); err != nil {
+					return err
+				}
+			}
+		}
+		for name := range b.configured {
+			if now[name] == "" {
+				if err := b.put(contract.RecordDeployment, name, nil); err != nil {
+					return err
+				}
+			}
+		}
+		b.configured = now
+		return nil
+	})
 }
 
 // apply makes the list the deployments in force.
 func (b *book) apply(list []contract.Deployment) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, d := range b.list() {
-		if !slices.ContainsFunc(list, func(o contract.Deployment) bool { return o.Name == d.Name }) {
-			if err := b.put(contract.RecordDeployment, d.Name, nil); err != nil {
+	return b.change(func() error {
+		for _, d := range b.list() {
+			if !slices.ContainsFunc(list, func(o contract.Deployment) bool { return o.Name == d.Name }) {
+				if err := b.put(contract.RecordDeployment, d.Name, nil); err != nil {
+					return err
+				}
+			}
+		}
+		for _, d := range list {
+			if err := b.put(contract.RecordDeployment, d.Name, d); err != nil {
 				return err
 			}
 		}
-	}
-	for _, d := range list {
-		if err := b.put(contract.RecordDeployment, d.Name, d); err != nil {
-			return err
-		}
-	}
-	return b.save()
+		return nil
+	})
 }
 
 // drain notes whether a hive is drained.
@@ -219,10 +240,7 @@ func (b *book) drain(hiveID string, on bool) error {
 	if on {
 		value = true
 	}
-	if err := b.put(contract.RecordDrain, hiveID, value); err != nil {
-		return err
-	}
-	return b.save()
+	return b.change(func() error { return b.put(contract.RecordDrain, hiveID, value) })
 }
 
 // deployments lists those in force, by name.
