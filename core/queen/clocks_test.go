@@ -65,3 +65,40 @@ func TestEndOfRecordTime(t *testing.T) {
 		t.Errorf("a record that nobody would take is written: %v", e)
 	}
 }
+
+// TestQueenWhoseClockWasAhead: a queen that ran with its clock in the future, and starts again when that was mended, is believed as soon
+// as it answers, and without that once the former run is silent.
+func TestQueenWhoseClockWasAhead(t *testing.T) {
+	q, err := New(Options{NodeID: "q1", ClusterKey: clusterKey, URL: "http://127.0.0.1:1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(q.stop)
+	p := q.company.find("q2", true)
+	said := func(start string, sequence uint64, leaving bool) contract.QueenSync {
+		return contract.QueenSync{State: contract.QueenState{NodeID: "q2", Start: start, Sequence: sequence, Leaving: leaving}}
+	}
+	leaves := func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.state.Leaving
+	}
+	q.company.hear(p, said("9", 7, true), false)
+	q.company.hear(p, said("5", 1, false), false)
+	if !leaves() {
+		t.Error("a message from a former run, which came late, is believed")
+	}
+	q.company.hear(p, said("5", 2, false), true)
+	if leaves() {
+		t.Error("an answer is not believed")
+	}
+	q.company.hear(p, said("9", 8, true), false)
+	if !leaves() {
+		t.Error("a later run is not believed")
+	}
+	q.start = q.start.Add(-q.company.down() - time.Second) // so much time passes
+	q.company.hear(p, said("6", 1, false), false)
+	if leaves() {
+		t.Error("a run is not believed although the former one is silent")
+	}
+}

@@ -66,6 +66,7 @@ type peer struct {
 	left  bool
 	end   context.CancelFunc
 	state contract.QueenState
+	said  time.Duration // when the state came
 	heard time.Duration // when something last came from it; 0: never
 	// failing is set while it does not answer.
 	failing bool
@@ -331,7 +332,7 @@ func (p *peer) ask(ctx context.Context, api *client.Client, out contract.QueenSy
 	if err := checkState(in.State); err != nil {
 		return in, err
 	}
-	p.c.hear(p, in)
+	p.c.hear(p, in, true)
 	return in, nil
 }
 
@@ -341,8 +342,9 @@ func (p *peer) address() string {
 	return p.base
 }
 
-// hear takes in what another queen says: newer records, and its state where that is newer than what was heard before.
-func (c *company) hear(p *peer, in contract.QueenSync) {
+// hear takes in what another queen says: newer records, and its state where that is newer than what was heard before. Of two runs of a
+// queen the one that answers is there, and else the one that began later; but only while that is heard, for its clock may have been ahead.
+func (c *company) hear(p *peer, in contract.QueenSync, answer bool) {
 	changed, refused, err := c.q.book.merge(in.Records)
 	if refused != nil {
 		c.q.log.Warn("a record of another queen is left out", "queen", p.id, "error", refused.Error())
@@ -355,14 +357,15 @@ func (c *company) hear(p *peer, in contract.QueenSync) {
 	first := p.heard == 0
 	p.heard, p.digest = now, in.Digest
 	st := in.State
-	newer := st.Start > p.state.Start || st.Start == p.state.Start && st.Sequence > p.state.Sequence
+	newer := st.Start == p.state.Start && st.Sequence > p.state.Sequence ||
+		st.Start != p.state.Start && (answer || st.Start > p.state.Start || now-p.said > c.down())
 	matters := false
 	if newer {
 		matters = first || !reflect.DeepEqual(silent(st), silent(p.state))
 		if st.Start != p.state.Start {
 			p.rev = 0 // another run may have forgotten
 		}
-		p.state = st
+		p.state, p.said = st, now
 	}
 	p.mu.Unlock()
 	if changed {
@@ -403,7 +406,7 @@ func (q *Queen) sync(w http.ResponseWriter, r *http.Request) {
 		httpd.WriteError(w, r, fault.New(fault.Exhausted, "too_many_queens", "This queen knows %d others and takes no more.", maxPeers))
 		return
 	}
-	q.company.hear(p, in)
+	q.company.hear(p, in, false)
 	out := contract.QueenSync{Records: []contract.Record{}}
 	if in.Pull {
 		out.Records, out.Next = q.book.page(in.After)
