@@ -24,9 +24,12 @@ import (
 const (
 	maxRecordTime  = 4_102_444_800_000 // 2100-01-01, in Unix milliseconds
 	maxRecordCount = 1 << 52
-	maxRecordKeys  = 20_000
+	maxRecordKeys  = 40_000 // with those that were taken back within a month
+	maxOwnRecords  = 36_000 // that a queen adds to: what two add that do not hear each other the others take
 	maxRecordKind  = 64
 	maxRecordKey   = 256
+	maxRecordBytes = 40 * contract.MiB // of all, so that the file of them can be read again
+	maxOwnBytes    = 32 * contract.MiB
 
 	sumKept = 10 * time.Second // then a record may have expired
 )
@@ -49,6 +52,10 @@ func expired(r contract.Record) bool {
 func (b *book) set(r contract.Record) {
 	k := recordKey{r.Kind, r.Key}
 	b.rev++
+	b.size += r.Size()
+	if old, known := b.records[k]; known {
+		b.size -= old.Size()
+	}
 	b.records[k], b.revs[k], b.sum = r, b.rev, ""
 	if cmp.Or(cmp.Compare(r.Time, b.time), cmp.Compare(r.Count, b.count)) > 0 {
 		b.time, b.count = r.Time, r.Count
@@ -86,6 +93,9 @@ func (b *book) merge(list []contract.Record) (changed bool, refused, err error) 
 			continue
 		case !known && len(b.records) >= maxRecordKeys:
 			refused = fmt.Errorf("there are more than %d records", maxRecordKeys)
+			continue
+		case r.Size() > old.Size() && b.size+r.Size() > int(maxRecordBytes):
+			refused = fmt.Errorf("all records take more than %s", maxRecordBytes)
 			continue
 		}
 		r.Value = compact(r.Value)

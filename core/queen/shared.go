@@ -40,6 +40,7 @@ type book struct {
 	// changed in it since is a wish that may be newer than the records.
 	configured  map[string]string
 	time, count int64 // of the newest record that was made or seen
+	size        int   // of all records
 	// revs says at which revision of the book each record changed last.
 	revs map[recordKey]int64
 	rev  int64
@@ -101,6 +102,10 @@ func (b *book) put(kind, key string, value any) error {
 	if known && old.Deleted == r.Deleted && bytes.Equal(old.Value, r.Value) || !known && r.Deleted {
 		return nil
 	}
+	if !known && len(b.records) >= maxOwnRecords || r.Size() > old.Size() && b.size+r.Size() > int(maxOwnBytes) {
+		return fault.New(fault.Exhausted, "too_many_records", "The deployments, drained hives and API keys take %d records and %s, and there is no room for more; take back what is not needed, and of many small ones wait a month, for so long it is known that they were taken back.",
+			len(b.records), contract.Bytes(b.size))
+	}
 	switch now := min(b.now().UnixMilli(), maxRecordTime-1); {
 	case now > b.time:
 		r.Time = now
@@ -120,6 +125,7 @@ func (b *book) save() error {
 		if expired(r) {
 			delete(b.records, k)
 			delete(b.revs, k)
+			b.size -= r.Size()
 			b.sum = ""
 			continue
 		}
@@ -131,14 +137,15 @@ func (b *book) save() error {
 	if b.home == "" {
 		return nil
 	}
-	raw, err := json.MarshalIndent(s, "", "  ")
-	if err != nil {
+	var raw bytes.Buffer
+	enc := json.NewEncoder(&raw) // values as they are: neither white space nor escapes make them larger than what was counted
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(s); err != nil {
 		return fmt.Errorf("write the shared records: %w", err)
 	}
 	path := filepath.Join(b.home, stateFolder, sharedFile)
-	err = replaceFile(path, append(raw, '\n'))
-	if err != nil {
-		return fmt.Errorf("write the shared records: %w", folder.Full(err, b.home, "the shared records", int64(len(raw))))
+	if err := replaceFile(path, raw.Bytes()); err != nil {
+		return fmt.Errorf("write the shared records: %w", folder.Full(err, b.home, "the shared records", int64(raw.Len())))
 	}
 	return nil
 }
@@ -169,13 +176,13 @@ func replaceFile(path string, content []byte) error {
 // force at other queens. b.mu is held.
 func (b *book) change(f func() error) error {
 	records, revs, configured := maps.Clone(b.records), maps.Clone(b.revs), b.configured
-	at, count := b.time, b.count
+	at, count, size := b.time, b.count, b.size
 	err := f()
 	if err == nil {
 		err = b.save()
 	}
 	if err != nil {
-		b.records, b.revs, b.configured, b.time, b.count, b.sum = records, revs, configured, at, count, ""
+		b.records, b.revs, b.configured, b.time, b.count, b.size, b.sum = records, revs, configured, at, count, size, ""
 	}
 	return err
 }
