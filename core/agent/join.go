@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 
 	"errors"
@@ -42,7 +43,9 @@ type Membership struct {
 	Peers   []string `json:"peers"`   // gossip addresses
 	File    string   `json:"config"`  // that was written
 	Wrote   []string `json:"written"` // settings of it, as name = value
-	Former  bool     `json:"former"`  // the data folder was that of a cluster of its own, whose keys were put aside
+	// Reachable says that its agent listens where other machines can connect.
+	Reachable bool `json:"reachable"`
+	Former    bool `json:"former"` // the data folder was that of a cluster of its own, whose keys were put aside
 }
 
 // Join makes the data folder of this machine a member of the cluster that a token is of. No agent may run with it. A data folder that is a
@@ -97,7 +100,8 @@ func Join(ctx context.Context, o JoinOptions) (Membership, error) {
 	if err := store.SaveJoined(joined); err != nil {
 		return none, err
 	}
-	m := Membership{NodeID: id, Name: who.Name, Roles: who.Roles, Cluster: trust.ClusterID(joined.Root), Queen: at.queen, Peers: joined.Peers, File: o.File, Former: former, Wrote: []string{}}
+	host, _, _ := net.SplitHostPort(cmp.Or(settings.GossipBind, o.Config.Gossip.Bind))
+	m := Membership{Reachable: !isLoopbackHost(host), NodeID: id, Name: who.Name, Roles: who.Roles, Cluster: trust.ClusterID(joined.Root), Queen: at.queen, Peers: joined.Peers, File: o.File, Former: former, Wrote: []string{}}
 	for _, s := range []struct{ name, value string }{{"gossip.bind", settings.GossipBind}, {"queen.listen", settings.QueenListen}, {"hive.listen", settings.HiveListen}} {
 		if s.value != "" {
 			m.Wrote = append(m.Wrote, s.name+" = "+strconv.Quote(s.value))

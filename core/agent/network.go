@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -16,6 +18,7 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
 	"github.com/apiary-dev/apiary/core/httpd"
+	"github.com/apiary-dev/apiary/core/secret"
 	"github.com/apiary-dev/apiary/core/trust"
 )
 
@@ -148,9 +151,9 @@ func checkGossip(o Options, queen, hive bool) error {
 		}
 		return nil
 	}
-	if cfg.Gossip.Key == "" {
+	if cfg.Gossip.Key == "" && sharedByHand(cfg.Home) {
 		return fault.New(fault.Invalid, "no_gossip_key",
-			"gossip.bind = %q can be reached from other machines and there is no gossip.key; `apiary keygen > gossip.key` makes one, which gossip.key = file(\"gossip.key\") uses on each machine.", cfg.Gossip.Bind)
+			"gossip.bind = %q can be reached from other machines, and the cluster key of this one was copied here without a gossip key; `apiary join` brings both, or `apiary keygen > gossip.key` makes one, which gossip.key = file(\"gossip.key\") uses on each machine.", cfg.Gossip.Bind)
 	}
 	if ip, err := netip.ParseAddr(host); err == nil && ip.IsUnspecified() && cfg.Agent.Advertise == "" {
 		return fault.New(fault.Invalid, "no_advertise",
@@ -166,6 +169,16 @@ func checkGossip(o Options, queen, hive bool) error {
 		}
 	}
 	return httpd.CheckBind(cfg.Gossip.Bind, o.Insecure, "gossip.bind")
+}
+
+// sharedByHand reports whether a data folder has a cluster key and no gossip key: somebody brought it from another machine. The gossip key that
+// the first start would make is not that of the others.
+func sharedByHand(home string) bool {
+	has := func(name string) bool {
+		_, err := os.Lstat(filepath.Join(home, "secrets", name))
+		return err == nil
+	}
+	return has(secret.ClusterKeyFile) && !has(gossipKeyFile)
 }
 
 func isLoopbackHost(host string) bool {

@@ -2,9 +2,12 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -15,7 +18,7 @@ import (
 
 // TestGossipThatCannotWork is refused before anything listens, with exit code 2 and the setting to change.
 func TestGossipThatCannotWork(t *testing.T) {
-	type setup struct{ bind, key, advertise, queen, hive, join string }
+	type setup struct{ bind, key, advertise, queen, hive, join, keys string }
 	for name, c := range map[string]struct {
 		setup
 		insecure bool
@@ -24,7 +27,9 @@ func TestGossipThatCannotWork(t *testing.T) {
 		"defaults":                 {setup: setup{}},
 		"several on one machine":   {setup: setup{join: "127.0.0.1:9"}},
 		"off loopback":             {setup: setup{bind: "10.0.0.5:7834", key: "k"}, want: "gossip.bind"},
-		"without a key":            {setup: setup{bind: "10.0.0.5:7834", queen: "10.0.0.5:7833", hive: "10.0.0.5:7835"}, insecure: true, want: "apiary keygen"},
+		"a first start":            {setup: setup{bind: "10.0.0.5:7834", queen: "10.0.0.5:7833", hive: "10.0.0.5:7835"}, insecure: true},
+		"keys brought by hand":     {setup: setup{bind: "10.0.0.5:7834", queen: "10.0.0.5:7833", hive: "10.0.0.5:7835", keys: "cluster.key"}, insecure: true, want: "apiary keygen"},
+		"keys of a cluster":        {setup: setup{bind: "10.0.0.5:7834", queen: "10.0.0.5:7833", hive: "10.0.0.5:7835", keys: "cluster.key gossip.key"}, insecure: true},
 		"all is said":              {setup: setup{bind: "10.0.0.5:7834", key: "k", queen: "10.0.0.5:7833", hive: "10.0.0.5:7835"}, insecure: true},
 		"a hive on loopback":       {setup: setup{bind: "10.0.0.5:7834", key: "k", queen: "10.0.0.5:7833"}, insecure: true, want: "hive.listen"},
 		"a queen on loopback":      {setup: setup{bind: "10.0.0.5:7834", key: "k", hive: "10.0.0.5:7835"}, insecure: true, want: "queen.listen"},
@@ -41,6 +46,13 @@ func TestGossipThatCannotWork(t *testing.T) {
 				return s
 			}
 			cfg := &config.Config{Agent: config.Agent{Roles: []string{config.RoleQueen, config.RoleHive}, Advertise: c.advertise}}
+			cfg.Home = t.TempDir()
+			for _, name := range strings.Fields(c.keys) {
+				path := filepath.Join(cfg.Home, "secrets", name)
+				if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, nil, 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
 			cfg.Gossip.Bind, cfg.Queen.Listen, cfg.Hive.Listen = or(c.bind, "127.0.0.1:7834"), or(c.queen, "127.0.0.1:7833"), or(c.hive, "127.0.0.1:7835")
 			if c.key != "" {
 				cfg.Gossip.Key = "0123456789abcdef0123456789abcdef"

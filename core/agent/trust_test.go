@@ -14,7 +14,7 @@ import (
 
 func trustOptions(home string, roles ...string) Options {
 	cfg := &config.Config{Home: home, Agent: config.Agent{Name: "tower", Roles: roles}}
-	cfg.Queen.Listen, cfg.Hive.Listen = "127.0.0.1:7833", "127.0.0.1:7835"
+	cfg.Gossip.Bind, cfg.Queen.Listen, cfg.Hive.Listen = "127.0.0.1:0", "127.0.0.1:7833", "127.0.0.1:7835"
 	return Options{Config: cfg, Log: slog.New(slog.DiscardHandler)}
 }
 

@@ -79,9 +79,9 @@ func isLoopbackName(host string) bool {
 }
 
 func (a *app) joinCommand() *cobra.Command {
-	start := true
+	start, insecure := true, false
 	c := &cobra.Command{Use: "join TOKEN|-", Short: "Make this machine a member of the cluster that a token is of, and start its agent", Args: argCount(1, 1, "TOKEN|-"),
-		RunE: interruptible(func(ctx context.Context, args []string) error { return a.join(ctx, args[0], start) })}
+		RunE: interruptible(func(ctx context.Context, args []string) error { return a.join(ctx, args[0], start, insecure) })}
 	c.Long = c.Short + `.
 
   apiary join "$TOKEN"
@@ -91,10 +91,11 @@ The token comes from ` + "`apiary token create`" + ` on a queen's machine. This 
 token, and gets its certificate, the cluster's keys and the addresses of the others. What its configuration lacks is written into it and told.
 Where the configuration does not set agent.roles it becomes what the token is for: a hive, or a queen that is a hive too.`
 	c.Flags().BoolVar(&start, "start", true, "start the agent afterwards; --start=false where a service does")
+	c.Flags().BoolVar(&insecure, "insecure-i-know", false, "start the agent so that it listens where other machines can connect, although what they say is not encrypted yet")
 	return c
 }
 
-func (a *app) join(ctx context.Context, text string, start bool) error {
+func (a *app) join(ctx context.Context, text string, start, insecure bool) error {
 	if text == "-" {
 		b, err := io.ReadAll(io.LimitReader(a.in, 64<<10))
 		if err != nil {
@@ -140,13 +141,18 @@ func (a *app) join(ctx context.Context, text string, start bool) error {
 	if m.Former {
 		notes = append(notes, "This machine was a cluster of its own; its CA and what it shared are kept beside the new ones, in secrets/ca.key.old and state/shared.json.old.")
 	}
+	how := "apiary agent"
+	if m.Reachable {
+		how += " --insecure-i-know"
+		start = start && insecure
+	}
 	if start {
-		if err := a.startMember(ctx, cfg.Home); err != nil {
+		if err := a.startMember(ctx, cfg.Home, insecure); err != nil {
 			return errors.Join(a.tellNotes(notes), err)
 		}
 		notes = append(notes, "The agent runs; its log is "+tilde(agent.LogPath(cfg.Home), a.getenv("HOME"))+".")
 	} else {
-		notes = append(notes, "Start it with `apiary agent`.")
+		notes = append(notes, fmt.Sprintf("Start it with `%s`.", how))
 	}
 	if a.json {
 		return a.printJSON(m)
@@ -155,12 +161,16 @@ func (a *app) join(ctx context.Context, text string, start bool) error {
 }
 
 // startMember starts the agent of a data folder, which may be one without a queen, and waits until it runs.
-func (a *app) startMember(ctx context.Context, home string) error {
+func (a *app) startMember(ctx context.Context, home string, insecure bool) error {
 	t, err := a.target()
 	if err != nil {
 		return err
 	}
-	b, err := a.startAgent(t)
+	var more []string
+	if insecure {
+		more = append(more, "--insecure-i-know")
+	}
+	b, err := a.startAgent(t, more...)
 	if err != nil {
 		return err
 	}

@@ -99,8 +99,8 @@ func (b *background) end() {
 	}
 }
 
-// startAgent starts `apiary agent` in a session of its own, so that closing the terminal does not end it.
-func (a *app) startAgent(t target) (*background, error) {
+// startAgent starts `apiary agent`, with more options, in a session of its own, so that closing the terminal does not end it.
+func (a *app) startAgent(t target, more ...string) (*background, error) {
 	own, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this executable: %w", err)
@@ -108,7 +108,7 @@ func (a *app) startAgent(t target) (*background, error) {
 	if err := os.MkdirAll(t.home, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data folder: %w", err)
 	}
-	args := []string{"agent", "--background"}
+	args := append([]string{"agent", "--background"}, more...)
 	if a.configPath != "" {
 		path, err := absolute(a.configPath)
 		if err != nil {
