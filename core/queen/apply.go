@@ -27,7 +27,11 @@ func (q *Queen) apply(ctx context.Context, n *job.Narrator, list []contract.Depl
 	if err := q.book.apply(list); err != nil {
 		return none, err
 	}
-	n.Info("apply", "%d deployments are in force: %d new, %d changed, %d taken back or workers ended", len(list), plan.Add, plan.Change, plan.Stop)
+	are := "deployments are"
+	if len(list) == 1 {
+		are = "deployment is"
+	}
+	n.Info("apply", "%d %s in force: %d new, %d changed, %d taken back or workers ended", len(list), are, plan.Add, plan.Change, plan.Stop)
 	touched := q.putInForce()
 	names := map[string]bool{} // also of those that have not changed: their workers may have begun to start only just now
 	for _, d := range list {
@@ -204,29 +208,36 @@ func (q *Queen) drainHive(ctx context.Context, n *job.Narrator, d contract.HiveD
 	n.Info("drain", "hive %s gets nothing new, and the workers of deployments move away from it", v.Name)
 	since := q.putInForce()
 	here := map[string]bool{}
-	var others []string
+	var others, asked []string
 	for _, w := range q.Snapshot().Workers {
 		if w.Info.HiveID != v.ID || w.Exit != nil {
 			continue
 		}
-		if name, _, onDemand := replicaOf(w.Info.SpawnKey); name != "" && !onDemand {
+		switch name, _, onDemand := replicaOf(w.Info.SpawnKey); {
+		case onDemand:
+			asked = append(asked, w.Info.ID)
+		case name != "":
 			here[name] = true
-		} else {
+		default:
 			others = append(others, w.Info.ID)
 		}
 	}
-	if len(others) > 0 {
-		n.Warn("drain", "%s of no deployment and stay; `apiary worker delete` ends one", strings.Join(others, ", ")+" "+are(len(others)))
+	switch list := strings.Join(asked, ", "); len(asked) {
+	case 0:
+	case 1:
+		n.Info("drain", "%s was started by requests and ends when nobody uses it", list)
+	default:
+		n.Info("drain", "%s were started by requests and end when nobody uses them", list)
+	}
+	switch list := strings.Join(others, ", "); len(others) {
+	case 0:
+	case 1:
+		n.Warn("drain", "%s is of no deployment and stays; `apiary worker delete` ends it", list)
+	default:
+		n.Warn("drain", "%s are of no deployment and stay; `apiary worker delete` ends one", list)
 	}
 	if err := q.follow(ctx, n, since, func(name string) bool { return here[name] }); err != nil {
 		return none, err
 	}
 	return q.getHive(v.ID)
-}
-
-func are(n int) string {
-	if n == 1 {
-		return "is"
-	}
-	return "are"
 }

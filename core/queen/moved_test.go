@@ -7,6 +7,7 @@ import (
 
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/fault"
+	"github.com/apiary-dev/apiary/core/placement"
 	"github.com/apiary-dev/apiary/core/registry"
 )
 
@@ -57,5 +58,31 @@ func TestDemandSaysWhoHoldsTheModel(t *testing.T) {
 		if e.Code != "hive_unavailable" || e.Kind != fault.Unavailable || !strings.Contains(e.Message, `No hive that holds the model "mine" answers`) {
 			t.Errorf("other %v: %q %q", other, e.Code, e.Message)
 		}
+	}
+}
+
+// TestDrainEndsWhatRequestsStarted: a drain says that a worker which requests started goes, too, and names as staying only those of people.
+func TestDrainEndsWhatRequestsStarted(t *testing.T) {
+	h := newFakeHive(t, "q1").withModel(modelID, modelRef).withEngine()
+	a := startQueen(t, Options{Placement: placement.Params{EvictIdle: 100 * time.Millisecond}}, h)
+	a.until("requests are served", func() bool { a.Demand(modelRef); return len(a.serving(modelID)) == 1 })
+	asked := a.serving(modelID)[0].Info.ID
+	if got := a.run(spawnOp("echo:mine")); got.err != nil {
+		t.Fatal(got.err)
+	}
+	mine := a.serving("echo:mine")[0].Info.ID
+	got := a.run(contract.HiveDrain{Operation: contract.OpHiveDrain, HiveID: "q1"})
+	if got.err != nil {
+		t.Fatal(got.err)
+	}
+	if want := mine + " is of no deployment and stays; `apiary worker delete` ends it"; !strings.Contains(got.text(), want) {
+		t.Errorf("it does not say %q:\n%s", want, got.text())
+	}
+	if want := asked + " was started by requests and ends when nobody uses it"; !strings.Contains(got.text(), want) {
+		t.Errorf("it does not say %q:\n%s", want, got.text())
+	}
+	a.until("the worker that requests started ends", func() bool { return len(a.serving(modelID)) == 0 })
+	if len(a.serving("echo:mine")) != 1 {
+		t.Error("a person's worker ends")
 	}
 }
