@@ -52,7 +52,7 @@ func (a *app) ensure(ctx context.Context, s *story) (*conn, error) {
 	}
 	if r, err := agent.ReadRunFile(t.home); locked && err == nil && r.Queen != t.base {
 		if r.Queen == "" {
-			return nil, fault.New(fault.Conflict, "no_queen", "The agent of %s is a hive only; name the queen with --addr.", t.home)
+			return nil, t.hiveAlone()
 		}
 		return nil, fault.New(fault.Conflict, "other_address", "The agent of %s listens at %s and not at %s; stop it with `apiary stop`, or talk to it with --addr %s.", t.home, r.Queen, t.base, r.Queen)
 	}

@@ -205,11 +205,21 @@ func (a *app) connect(ctx context.Context) (*conn, error) {
 	}
 	switch t.look(ctx) {
 	case nobody:
+		if r, err := agent.ReadRunFile(t.home); err == nil && r.Queen == "" && t.given == "" {
+			if locked, err := agent.Locked(t.home); err == nil && locked {
+				return nil, t.hiveAlone()
+			}
+		}
 		return nil, fault.New(fault.Unavailable, "no_agent", "No agent answers at %s; start one with `apiary run` or `apiary agent`, or name another with --addr.", t.base)
 	case stranger:
 		return nil, t.strange()
 	}
 	return t.conn()
+}
+
+// hiveAlone is the fault of asking a queen where the agent of the data folder is none.
+func (t target) hiveAlone() error {
+	return fault.New(fault.Conflict, "no_queen", "The agent of %s is a hive alone, and no queen answers at %s; name the address of a queen with --addr or APIARY_ADDR.", t.home, t.base)
 }
 
 func (t target) strange() error {
