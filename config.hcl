@@ -100,8 +100,8 @@ queen {
     # For so long such a hive is used only where nothing better is left. Time. Default: "1m".
     flap_hold = "1m"
 
-    # When more than this share of the hives falls silent within the window, it is this queen that is cut off, most likely: nothing is
-    # replaced until they are back. Fraction above 0, up to 1. Default: 0.5.
+    # When more than this share of the hives falls silent within the window, without having said that they stop, it is this queen that is
+    # cut off, most likely: nothing is replaced until they are back. Fraction above 0, up to 1. Default: 0.5.
     brake_share = 0.5
 
     # The window of that. Time. Default: "10s".

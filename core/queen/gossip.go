@@ -139,17 +139,17 @@ func (q *Queen) MembersChanged() {
 			if m.Hive == "" || m.Self {
 				continue
 			}
-			suspect := m.State != contract.MemberAlive
+			suspect, left := m.State != contract.MemberAlive, m.State == contract.MemberLeft
 			q.mu.Lock()
-			was := q.suspects[m.ID]
+			saidLeft, was := q.suspects[m.ID]
 			if suspect {
-				q.suspects[m.ID] = true
+				q.suspects[m.ID] = left
 			} else {
 				delete(q.suspects, m.ID)
 			}
 			q.mu.Unlock()
-			if suspect && !was {
-				q.step(registry.HiveSuspected{HiveID: m.ID})
+			if suspect && (!was || left && !saidLeft) {
+				q.step(registry.HiveSuspected{HiveID: m.ID, Left: left})
 			}
 		}
 		q.notify()

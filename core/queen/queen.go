@@ -120,7 +120,7 @@ type Queen struct {
 	stopped   bool
 	watchdog  watchdog
 	hung      map[string]contract.Identity // workers that are being ended because they hang
-	suspects  map[string]bool              // hives that the gossip suspects, as the registry was told
+	suspects  map[string]bool              // hives that the gossip suspects, as the registry was told; true: they left
 
 	demands demands
 	keyed   atomic.Bool // an API key was made at some time

@@ -18,8 +18,11 @@ type Beat struct{ Heartbeat contract.Heartbeat }
 type HiveBeat struct{ Beat contract.HiveBeat }
 
 // HiveSuspected says that a hive's agent does not answer other agents, or has left them. That alone makes it suspect until its next
-// beat, and nothing worse.
-type HiveSuspected struct{ HiveID string }
+// beat, and nothing worse. One that Left said so itself: that it is silent then does not mean that this queen is cut off.
+type HiveSuspected struct {
+	HiveID string
+	Left   bool
+}
 
 // HiveRemoved says that a hive does not belong to the cluster any more. It is forgotten, until it beats again; its workers, if there are
 // any, go on being judged by their own beats.

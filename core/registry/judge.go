@@ -141,7 +141,7 @@ func (m *Machine) judgeHive(now time.Duration, h *hive) []Effect {
 func (m *Machine) brake(now time.Duration) []Effect {
 	known, silent, together := 0, 0, 0
 	for _, h := range m.hives {
-		if h.Liveness == contract.LivenessLost {
+		if h.Liveness == contract.LivenessLost || h.left {
 			continue
 		}
 		known++

@@ -47,6 +47,7 @@ type worker struct {
 type hive struct {
 	Hive
 	suspected bool            // by others than this registry, since its last beat
+	left      bool            // it said so, since its last beat
 	away      bool            // it is not heard, or suspected
 	changes   []time.Duration // when it went away or came back, for flap damping
 	heldUntil time.Duration
@@ -225,7 +226,7 @@ func (e HiveBeat) apply(m *Machine, now time.Duration) []Effect {
 	} else if b.BootID != h.Beat.BootID {
 		fx = m.reboot(now, b.ID, b.BootID)
 	}
-	h.Beat, h.BeatAt, h.suspected = b, now, false
+	h.Beat, h.BeatAt, h.suspected, h.left = b, now, false, false
 	return append(fx, m.judgeHive(now, h)...)
 }
 
@@ -234,7 +235,7 @@ func (e HiveSuspected) apply(m *Machine, now time.Duration) []Effect {
 	if h == nil {
 		return nil
 	}
-	h.suspected = true
+	h.suspected, h.left = true, h.left || e.Left
 	return m.judgeHive(now, h)
 }
 

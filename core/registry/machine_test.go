@@ -300,6 +300,28 @@ func TestBrake(t *testing.T) {
 	}
 }
 
+// TestHivesThatLeaveAreNoBrake: two machines of three that are stopped together said that they go, so what ran there is replaced on the third.
+func TestHivesThatLeaveAreNoBrake(t *testing.T) {
+	w := newWorld(t)
+	w.pass(20*time.Second, "h1", "h2", "h3")
+	w.step(HiveSuspected{HiveID: "h2"}) // it does not answer, and then it is said why
+	w.step(HiveSuspected{HiveID: "h2", Left: true})
+	w.step(HiveSuspected{HiveID: "h3", Left: true})
+	w.pass(2*time.Minute, "h1")
+	s := w.m.Snapshot(w.now)
+	if s.Panic || w.count(EffectPanicOn) != 0 {
+		t.Error("the brake is on although the silent hives have left")
+	}
+	if h, _ := s.Hive("h3"); h.Liveness != contract.LivenessLost {
+		t.Errorf("a hive that left is %s", h.Liveness)
+	}
+	w.pass(20*time.Second, "h1", "h2", "h3") // they are back, and what they said is over
+	w.pass(30*time.Second, "h1")
+	if !w.m.Snapshot(w.now).Panic {
+		t.Error("the brake is off although two of three hives fell silent without a word")
+	}
+}
+
 func TestRebootVoidsOldWorkers(t *testing.T) {
 	w := newWorld(t)
 	w.hive("h1", boot)
