@@ -101,7 +101,7 @@ func (a *app) explainCommand() *cobra.Command {
 }
 
 func fileFlag(c *cobra.Command, file *string) {
-	c.Flags().StringVar(file, "file", "", "the configuration `file` whose deployments are meant (default: the one in use)")
+	c.Flags().StringVar(file, "file", "", "the configuration `file` whose deployments, models and workers are meant (default: the one in use)")
 }
 
 // deployments reads the deployments of a configuration file, or of the one in use, and says what it is called.
