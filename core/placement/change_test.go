@@ -1,6 +1,7 @@
 package placement
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -158,7 +159,10 @@ func TestRollingChange(t *testing.T) {
 		n0.State = StateFailed
 		in := trio().with(d).and(w0, w1, n0)
 		in.Past = []Past{{Model: "m-smol", Place: Place{"h1", "cuda0"}, Until: 1010 * time.Second, Reason: "start_failed"}}
-		expect(t, in, "short chat 1 back_off")
+		p := expect(t, in, "short chat 1 back_off")
+		if got := p.Shortfalls[0].Reason; !strings.HasSuffix(got, "in 10s, because its last worker failed (start_failed); `apiary job list` says more.") {
+			t.Error(got)
+		}
 	})
 	t.Run("without room for two", func(t *testing.T) {
 		w0.Memory, w1.Memory = 14*gib, 14*gib

@@ -58,7 +58,7 @@ func (pl *planner) blocked(d *deployment, n int, essential bool) bool {
 			at := Place{w.Hive, first(w.Devices)}
 			p, v := pl.pastOf(d, at), pl.byPlace[at]
 			if w.State == StateFailed && p != nil && v != nil && p.Until > pl.in.Now && pl.filter(d, n, v) == ShortBackOff {
-				return tell(ShortBackOff, fmt.Sprintf("%s is started again on %s in %s, because its last worker failed (%s).", Key(d.Name, n), pl.name(at),
+				return tell(ShortBackOff, fmt.Sprintf("%s is started again on %s in %s, because its last worker failed (%s); `apiary job list` says more.", Key(d.Name, n), pl.name(at),
 					short(p.Until-pl.in.Now), orElse(p.Reason, "no reason given")), p.Until)
 			}
 		}
@@ -77,7 +77,7 @@ func (pl *planner) blocked(d *deployment, n int, essential bool) bool {
 		}
 	}
 	if wait != nil {
-		return tell(ShortBackOff, fmt.Sprintf("%s is started again on %s in %s, because its last worker failed (%s).", Key(d.Name, n), pl.name(wait.Place),
+		return tell(ShortBackOff, fmt.Sprintf("%s is started again on %s in %s, because its last worker failed (%s); `apiary job list` says more.", Key(d.Name, n), pl.name(wait.Place),
 			short(wait.Until-pl.in.Now), orElse(wait.Reason, "no reason given")), wait.Until)
 	}
 	return false

@@ -79,7 +79,7 @@ func (pl *planner) shortOf(d *deployment, r refusals) {
 	case r.loops > 0:
 		pl.short(d, 1, ShortCrashLoop, fmt.Sprintf("The workers of %s keep ending, so none is started by itself for another %s; `apiary worker logs` shows why they end.", d.Name, short(retry)), retry)
 	case r.waits > 0:
-		pl.short(d, 1, ShortBackOff, fmt.Sprintf("%s is tried again in %s, because its last worker failed (%s).", d.Name, short(retry), orElse(r.lastFail, "no reason given")), retry)
+		pl.short(d, 1, ShortBackOff, fmt.Sprintf("%s is tried again in %s, because its last worker failed (%s); `apiary job list` says more.", d.Name, short(retry), orElse(r.lastFail, "no reason given")), retry)
 	case r.memory == 1 && r.killed == 0:
 		pl.short(d, 1, ShortDoesNotFit, fmt.Sprintf("%s needs %s and %s has %s free; %s.", d.Name, amount(r.need), pl.name(r.place), amount(r.most), explain), 0)
 	case r.memory > 0:
