@@ -52,8 +52,14 @@ func (p *pool) begin(bytes int64) {
 	p.begun++
 }
 
-// size is what a worker with such a context and so many slots takes by the estimate.
+// mostBytes is more than any machine has, and so little that sums of it are none of less than nothing.
+const mostBytes = 1 << 52
+
+// size is what a worker with such a context and so many slots takes by the estimate, at most mostBytes.
 func (e Estimate) size(context, slots int) int64 {
+	if float64(e.Weights)+float64(e.Fixed)+float64(e.PerToken)*float64(max(context, 0))*float64(max(slots, 1)) >= mostBytes {
+		return mostBytes
+	}
 	return int64(e.Weights) + int64(e.Fixed) + int64(e.PerToken)*int64(max(context, 0))*int64(max(slots, 1))
 }
 
