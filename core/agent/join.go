@@ -87,6 +87,15 @@ func Join(ctx context.Context, o JoinOptions) (Membership, error) {
 		}
 	}
 	joined, at, err := ask(ctx, o, who, clock)
+	if err != nil && fault.As(err).Code == trust.CodeRevokedKey {
+		// The machine was shut out with its former key, which stays so; the token lets it in with another one.
+		if err = store.ForgetNodeKey(); err == nil {
+			who.Key, err = store.NodeKey()
+		}
+		if err == nil {
+			joined, at, err = ask(ctx, o, who, clock)
+		}
+	}
 	if err != nil {
 		return none, err
 	}

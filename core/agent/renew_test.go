@@ -120,7 +120,25 @@ func TestJoinAndRenew(t *testing.T) {
 	if err := c.PostJSON(t.Context(), "/v1/join", contract.JoinRequest{}, nil); fault.As(err).Code != "https_required" {
 		t.Errorf("a join over plain HTTP: %v", err)
 	}
-	// The same data folder may join again with another token, and not with the same one for another machine.
+	// A machine whose key was shut out gets nothing with it, and comes back with another key and another token.
+	a.credentials.roster.RevokeKey(after.Key, after.NodeID, a.credentials.clock.Now())
+	if err := hive.renewOnce(t.Context(), own.renewAt); err == nil {
+		t.Error("a node that was shut out renews its certificate")
+	}
+	if err := c.PostJSON(t.Context(), "/admin/tokens", contract.NewToken{}, &made); err != nil {
+		t.Fatal(err)
+	}
+	second, err := trust.ParseToken(made.Token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Join(t.Context(), JoinOptions{Config: o.Config, File: filepath.Join(home, "config.hcl"), Token: second, Version: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	if back, err := hive.store.Identity(hive.verifier); err != nil || back.Peer().NodeID != after.NodeID || back.Peer().Key == after.Key {
+		t.Errorf("back as %v, error %v", back, err)
+	}
+	// A token that was used lets no other machine in.
 	o2 := trustOptions(t.TempDir(), config.RoleHive)
 	if _, err := Join(t.Context(), JoinOptions{Config: o2.Config, File: filepath.Join(o2.Config.Home, "config.hcl"), Token: token, Version: "test"}); fault.As(err).Code != trust.CodeTokenUsed {
 		t.Errorf("a used token: %v", err)

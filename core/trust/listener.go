@@ -47,6 +47,9 @@ type accepted struct {
 	err error
 }
 
+// maxHandshake bounds how long two of Apiary's processes take to greet each other.
+const maxHandshake = 5 * time.Second
+
 // recordHandshake is the first byte of every TLS connection, and of nothing else that is text.
 const recordHandshake = 0x16
 

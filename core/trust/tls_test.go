@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"slices"
 	"testing"
 	"time"
 )
@@ -279,58 +278,6 @@ func TestJoinGreeting(t *testing.T) {
 		} else {
 			want(t, err, tc.code)
 		}
-	}
-}
-
-func TestWorkers(t *testing.T) {
-	c, other := newCluster(t), newCluster(t)
-	hive, queen := c.member("aaaaaaaaaaaa", "tower", RoleHive), c.member("bbbbbbbbbbbb", "second", RoleQueen)
-	stranger := other.member("bbbbbbbbbbbb", "second", RoleQueen)
-	cert, pin, err := NewWorkerCertificate("echo-12345678")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, otherPin, err := NewWorkerCertificate("echo-12345678")
-	if err != nil || otherPin == pin {
-		t.Fatal(pin, err)
-	}
-	server := WorkerServerConfig(cert, NewVerifier(c.root.Root(), c.clock, c.roster.Revoked))
-	k := key(t)
-	over := c.identity(k, issue(t, c.root, node{id: "dddddddddddd", name: "old", roles: []string{RoleQueen}}, &k.PublicKey, noon.Add(-25*time.Hour)))
-	anonymous := PinnedConfig(nil, c.clock, pin)
-	for name, tc := range map[string]struct {
-		client   *tls.Config
-		by, code string
-	}{
-		"queen":             {PinnedConfig(queen, c.clock, pin), "", ""},
-		"other pin":         {PinnedConfig(queen, c.clock, otherPin), "client", CodeWrongNode},
-		"no pin":            {PinnedConfig(queen, c.clock, ""), "client", CodeWrongNode},
-		"hive":              {PinnedConfig(hive, c.clock, pin), "server", CodeWrongRole},
-		"stranger":          {PinnedConfig(stranger, c.clock, pin), "server", CodeWrongCluster},
-		"nobody":            {anonymous, "server", "?"},
-		"old queen":         {PinnedConfig(over, c.clock, pin), "server", CodeExpired},
-		"as a node":         {ClientConfig(queen, c.verifier, Expect{}), "client", CodeBad},
-		"any root it likes": {&tls.Config{RootCAs: x509.NewCertPool(), ServerName: "x", Time: c.clock.Now}, "client", "?"},
-	} {
-		_, _, err, serr := greet(t, tc.client, server)
-		switch {
-		case tc.by == "" && (err != nil || serr != nil), tc.by == "client" && (err == nil || tc.code != "?" && code(err) != tc.code),
-			tc.by == "server" && (serr == nil || tc.code != "?" && code(serr) != tc.code):
-			t.Errorf("%s: the client says %v, the server %v", name, err, serr)
-		}
-	}
-	if _, _, err := c.roster.Revoke("second", noon); err != nil {
-		t.Fatal(err)
-	}
-	if _, _, _, serr := greet(t, PinnedConfig(queen, c.clock, pin), server); code(serr) != CodeRevoked {
-		t.Errorf("the server says %v", serr)
-	}
-	// A certificate without a chain is refused where one is needed.
-	if _, err := c.verifier.Peer(state(cert.Leaf)); code(err) != CodeBad {
-		t.Error(err)
-	}
-	if !slices.Equal(cert.Leaf.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}) {
-		t.Error("a worker's certificate is for clients")
 	}
 }
 
