@@ -34,14 +34,15 @@ func (c *company) state() contract.QueenState {
 // matters is what this queen lets others know.
 func (c *company) matters() contract.QueenState {
 	q := c.q
-	st := contract.QueenState{NodeID: q.o.NodeID, Start: q.o.Start, Acquainted: q.acquainted(), Queued: q.o.Queued(), Wishes: c.wishes()}
+	st := contract.QueenState{NodeID: q.o.NodeID, Start: q.o.Start, Acquainted: q.acquainted(), Wishes: c.wishes()}
 	s, dir, now := q.Snapshot(), q.dir.Load(), q.now()
 	d := q.deploy
 	d.mu.Lock()
-	st.Waiting = d.waiting(s, dir, now, st.Queued)
+	queued := q.o.Queued()
+	st.Queued, st.Waiting = sayable(queued), sayable(d.waiting(s, dir, now, queued))
 	for id, b := range d.pending {
-		if len(st.Pending) < maxListed {
-			st.Pending = append(st.Pending, b.tell(id))
+		if t := b.tell(id); len(st.Pending) < maxListed && !wrongPending(t) {
+			st.Pending = append(st.Pending, t)
 		}
 	}
 	d.mu.Unlock()
@@ -127,13 +128,31 @@ func hearPending(t contract.PendingSpawn) pending {
 	return pending{action: a, model: t.Model, engine: t.Engine, spec: t.Spec, onDemand: t.OnDemand, jobID: t.JobID, fetching: t.Fetching, progress: t.Progress}
 }
 
+// sayable leaves out what other queens would refuse together with all the rest: names are those that clients ask for.
+func sayable(m map[string]int) map[string]int {
+	out := make(map[string]int, len(m))
+	for k, n := range m {
+		if n >= 0 && !bad(k, true) && len(out) < maxListed {
+			out[k] = min(n, maxCount)
+		}
+	}
+	return out
+}
+
+// bad reports whether a text is none that a queen says.
+func bad(s string, required bool) bool {
+	return required && s == "" || len(s) > maxText || contract.HasHidden(s)
+}
+
+func wrongPending(p contract.PendingSpawn) bool {
+	return !workerID.MatchString(p.WorkerID) || bad(p.Deployment, true) || bad(p.Model, true) || bad(p.Engine, false) || bad(p.HiveID, true) || bad(p.Device, true) || bad(p.Spec, false) || bad(p.JobID, false) ||
+		p.Replica < 0 || p.Generation < 0 || p.Context < 0 || p.Slots < 0 || p.Need > maxMemory
+}
+
 // checkState refuses what no queen says.
 func checkState(st contract.QueenState) error {
 	wrong := func(field string) error {
 		return fault.New(fault.Invalid, "invalid_sync", "The field %q of what a queen says is missing, or is not what it can be.", field).WithParam(field)
-	}
-	bad := func(s string, required bool) bool {
-		return required && s == "" || len(s) > maxText || contract.HasHidden(s)
 	}
 	counts := func(m map[string]int) bool {
 		for k, n := range m {
@@ -156,10 +175,7 @@ func checkState(st contract.QueenState) error {
 		return wrong("state.queued")
 	case len(st.Draining) > maxListed || slices.ContainsFunc(st.Draining, func(id string) bool { return !workerID.MatchString(id) }):
 		return wrong("state.draining")
-	case len(st.Pending) > maxListed || slices.ContainsFunc(st.Pending, func(p contract.PendingSpawn) bool {
-		return !workerID.MatchString(p.WorkerID) || bad(p.Deployment, true) || bad(p.Model, true) || bad(p.Engine, false) || bad(p.HiveID, true) || bad(p.Device, true) || bad(p.Spec, false) || bad(p.JobID, false) ||
-			p.Replica < 0 || p.Generation < 0 || p.Context < 0 || p.Slots < 0 || p.Need > maxMemory
-	}):
+	case len(st.Pending) > maxListed || slices.ContainsFunc(st.Pending, wrongPending):
 		return wrong("state.pending")
 	case len(st.Wanted) > maxWanted:
 		return wrong("state.wanted")
