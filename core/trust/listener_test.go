@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -364,4 +365,30 @@ func TestListenerServesHTTP(t *testing.T) {
 	}
 	_ = srv.Close()
 	<-done
+}
+
+// TestPlainIsASocket: what serves plain connections may watch them without a goroutine each, as those of a listener of the system.
+func TestPlainIsASocket(t *testing.T) {
+	c := newCluster(t)
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := NewListener(inner, ListenerOptions{TLS: ServerConfig(c.member("aaaaaaaaaaaa", "tower", RoleHive), c.verifier)})
+	defer func() { _ = l.Close() }()
+	if _, err := io.WriteString(dial(t, inner.Addr().String()), "GET"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = got.Close() }()
+	sc, ok := got.(syscall.Conn)
+	if !ok {
+		t.Fatalf("%T is no socket", got)
+	}
+	if raw, err := sc.SyscallConn(); err != nil || raw == nil {
+		t.Errorf("its socket is %v, error %v", raw, err)
+	}
 }
