@@ -22,8 +22,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -32,6 +30,8 @@ import (
 	"github.com/apiary-dev/apiary/core/contract"
 	"github.com/apiary-dev/apiary/core/secret"
 	"github.com/apiary-dev/apiary/core/testutil/freeport"
+
+	"github.com/apiary-dev/apiary/core/testutil/spent"
 )
 
 const (
@@ -98,7 +98,7 @@ func bench(ctx context.Context, apiary string, workers int, window time.Duration
 	} else {
 		go func() { profiled <- q.profile(ctx, profile, window) }()
 	}
-	before, err := cpu(q.cmd.Process.Pid)
+	before, err := spent.CPU(q.cmd.Process.Pid)
 	if err != nil {
 		return err
 	}
@@ -108,7 +108,7 @@ func bench(ctx context.Context, apiary string, workers int, window time.Duration
 		return ctx.Err()
 	case <-time.After(window):
 	}
-	after, err := cpu(q.cmd.Process.Pid)
+	after, err := spent.CPU(q.cmd.Process.Pid)
 	if err != nil {
 		return err
 	}
@@ -303,25 +303,4 @@ func (q *queen) profile(ctx context.Context, file string, window time.Duration) 
 		return err
 	}
 	return os.WriteFile(file, b, 0o600)
-}
-
-// cpu returns the CPU time that the threads of a process have used.
-func cpu(pid int) (time.Duration, error) {
-	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
-	if err != nil || len(files) == 0 {
-		return 0, fmt.Errorf("process %d has no schedstat", pid)
-	}
-	var sum time.Duration
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			continue // a thread that ended
-		}
-		n, err := strconv.ParseInt(strings.Fields(string(b))[0], 10, 64)
-		if err != nil {
-			return 0, err
-		}
-		sum += time.Duration(n)
-	}
-	return sum, nil
 }

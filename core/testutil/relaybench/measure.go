@@ -6,33 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-)
 
-// cpu returns the CPU time that the threads of a process have used.
-func cpu(pid int) (time.Duration, error) {
-	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
-	if err != nil || len(files) == 0 {
-		return 0, fmt.Errorf("process %d has no schedstat", pid)
-	}
-	var sum time.Duration
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			continue // a thread that ended
-		}
-		n, err := strconv.ParseInt(strings.Fields(string(b))[0], 10, 64)
-		if err != nil {
-			return 0, err
-		}
-		sum += time.Duration(n)
-	}
-	return sum, nil
-}
+	"github.com/apiary-dev/apiary/core/testutil/spent"
+)
 
 // resident returns the resident memory of a process in KB.
 func resident(pid int) (float64, error) {
@@ -102,7 +82,7 @@ func measureCPU(ctx context.Context, s *setup, p plan, r *results) error {
 				if err := ctx.Err(); err != nil {
 					return err
 				}
-				before, err := cpu(t.pids[fast])
+				before, err := spent.CPU(t.pids[fast])
 				if err != nil {
 					return err
 				}
@@ -110,7 +90,7 @@ func measureCPU(ctx context.Context, s *setup, p plan, r *results) error {
 				if err != nil {
 					return fmt.Errorf("%s through %s: %w", cell.name, t.name, err)
 				}
-				after, err := cpu(t.pids[fast])
+				after, err := spent.CPU(t.pids[fast])
 				if err != nil {
 					return err
 				}
@@ -145,7 +125,7 @@ func measurePaced(ctx context.Context, s *setup, t *target, p plan, r *results) 
 	if err := pause(ctx, p.pacedWarmup); err != nil {
 		return err
 	}
-	before, err := cpu(t.pids[paced])
+	before, err := spent.CPU(t.pids[paced])
 	if err != nil {
 		return err
 	}
@@ -154,7 +134,7 @@ func measurePaced(ctx context.Context, s *setup, t *target, p plan, r *results) 
 		return err
 	}
 	n = st.tokens.Load() - n
-	after, err := cpu(t.pids[paced])
+	after, err := spent.CPU(t.pids[paced])
 	if err != nil {
 		return err
 	}
