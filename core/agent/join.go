@@ -144,7 +144,7 @@ func mayJoin(store *trust.Store, home, id string, t trust.Token) (former bool, e
 		return false, err
 	}
 	if len(others) > 0 {
-		return false, fault.New(fault.Conflict, "other_cluster", "The data folder %s is that of a cluster with other machines in it, among them %s; set APIARY_HOME to another folder, or shut them out with `apiary member revoke` first.", home, others[0])
+		return false, fault.New(fault.Conflict, "other_cluster", "The data folder %s is that of a cluster with other machines in it, among them %s; set APIARY_HOME to another folder, or move this one away first.", home, others[0])
 	}
 	return true, nil
 }

@@ -88,11 +88,11 @@ func (r *Roster) Admit(nodeID string, n contract.NodeRecord) (rec contract.Recor
 	}
 	old, known := r.nodes[nodeID]
 	if known && old.Key != n.Key && !r.out(old) {
-		return rec, nil, fault.New(fault.Conflict, CodeNodeKnown, "A machine with the node id %s is in the cluster already, as %s and with another key; if it is this one, shut it out with `apiary member revoke %s` first, else remove node.json from the data folder of the copy.", nodeID, old.Name, old.Name)
+		return rec, nil, fault.New(fault.Conflict, CodeNodeKnown, "A machine with the node id %s is in the cluster already, as %s and with another key; remove node.json from the data folder that joins, and it gets an id of its own.", nodeID, old.Name)
 	}
 	for id, other := range r.nodes {
 		if id != nodeID && other.Name == n.Name && !r.out(other) {
-			return rec, nil, fault.New(fault.Conflict, CodeNameTaken, "There is a machine called %s in the cluster already (%s); set another agent.name in the configuration, or shut that one out with `apiary member revoke %s`.", n.Name, id, n.Name)
+			return rec, nil, fault.New(fault.Conflict, CodeNameTaken, "There is a machine called %s in the cluster already (%s); set another agent.name in the configuration.", n.Name, id)
 		}
 	}
 	r.nodes[nodeID] = n
