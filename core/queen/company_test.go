@@ -51,7 +51,8 @@ func (h *hall) members(self string) []contract.Member {
 func (h *hall) dial(from string) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		h.mu.Lock()
-		no := h.cut[from+" "+h.where[addr]]
+		way := from + " " + h.where[addr]
+		no := h.cut[way]
 		h.mu.Unlock()
 		if no {
 			return nil, syscall.EHOSTUNREACH
@@ -60,7 +61,7 @@ func (h *hall) dial(from string) func(ctx context.Context, network, addr string)
 		if err != nil {
 			return nil, err
 		}
-		return &cutConn{Conn: c, h: h, way: from + " " + h.where[addr]}, nil
+		return &cutConn{Conn: c, h: h, way: way}, nil
 	}
 }
 
