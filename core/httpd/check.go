@@ -65,7 +65,7 @@ func CheckBind(addr string, insecure bool, setting string) error {
 		return nil
 	}
 	return fault.New(fault.Invalid, "unsafe_bind",
-		"%s = %q can be reached from other machines, and what goes over HTTP between machines is not encrypted yet; use 127.0.0.1, or start the agent with `apiary agent --insecure-i-know` to listen there all the same.", setting, addr)
+		"%s = %q can be reached from other machines and HTTP between machines is not encrypted yet; use 127.0.0.1, or start the agent with `apiary agent --insecure-i-know` to listen there all the same.", setting, addr)
 }
 
 // Bearer returns the token of the request's Authorization header, or "". Cookies and query values are never looked at.
