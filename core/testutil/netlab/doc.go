@@ -9,7 +9,7 @@
 //	T03 freeze                    TestServing, under requests; TestMembership
 //	T07 one-way loss              TestServing, through the gateway; TestMembership, what becomes of the hive
 //	T08 30 % packet loss          TestServing, of requests; TestMembership, of gossip at all machines
-//	T09 40 hives                  TestTraffic for bytes and beats of hives; core/testutil/beatbench for a queen with 10,000 workers
+//	T09 40 hives                  TestTraffic, in `make bench` alone; core/testutil/beatbench for a queen with 10,000 workers
 //	T10 key rotation              TestServing; core/gossip TestKeyRotation
 //	T12 two agents, one node id   TestMembership, "one node id twice"; core/gossip TestTwoAgentsWithOneNodeID
 //	T13 worker SIGKILL            TestServing

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -203,7 +204,7 @@ func TestTraffic(t *testing.T) {
 	for _, size := range sizes {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			l := newLab(t)
-			q := l.machine(1, both, "")
+			q := l.machine(1, both, "worker \"still\" {\n  adapter = \"echo\"\n}\n")
 			q.start()
 			for n := 2; n <= size; n++ {
 				l.machine(n, hive, "").start(1)
@@ -228,7 +229,61 @@ func TestTraffic(t *testing.T) {
 			if q.alive() != size {
 				t.Errorf("%d of %d hives are alive", q.alive(), size)
 			}
+			if size == 40 {
+				l.crowded(t, q, window)
+			}
 		})
+	}
+}
+
+// crowded is T09: each hive gets three workers, and for a while none of them may be heard late, no machine may send much, and the queen may not
+// take much of a core.
+func (l *lab) crowded(t *testing.T, q *agent, window time.Duration) {
+	const each = 3
+	turns := make(chan struct{}, 4)
+	var all sync.WaitGroup
+	for n := range l.agents {
+		for k := range each {
+			all.Go(func() {
+				turns <- struct{}{}
+				defer func() { <-turns }()
+				model := fmt.Sprintf("echo:w%d", k)
+				if err := q.cli(nil, "worker", "spawn", model, "--worker", "still", "--hive", fmt.Sprintf("h%d", n), "--spawn-key", fmt.Sprintf("%s-h%d", model, n)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	all.Wait()
+	workers := each * len(l.agents)
+	within(t, time.Minute, "the queen hears all workers", func() bool { return len(q.serving()) == workers })
+	time.Sleep(10 * time.Second)
+	used, before, oldest := cpu(q.pid()), map[int]float64{}, int64(0)
+	for n, a := range l.agents {
+		before[n] = a.sent(t)
+	}
+	begin := time.Now()
+	for time.Since(begin) < window {
+		for _, w := range q.cluster().Workers {
+			oldest = max(oldest, w.AgeMS)
+		}
+		time.Sleep(time.Second)
+	}
+	took := time.Since(begin).Seconds()
+	cores, worst := (cpu(q.pid())-used).Seconds()/took, 0.0
+	for n, a := range l.agents {
+		if n != q.n { // the queen's own machine carries the answers to all beats
+			worst = max(worst, (a.sent(t)-before[n])/took)
+		}
+	}
+	row("cluster/workers_120_oldest_beat", float64(oldest)/1000, "s", 7.5, false)
+	row("cluster/workers_120_most_sent", worst, "B/s", 2000, false)
+	row("cluster/workers_120_queen", cores, "cores", 0.25, false)
+	if oldest >= 7500 || worst >= 2000 || cores >= 0.25 {
+		t.Errorf("the oldest beat was of %d ms ago, a machine sent %.0f bytes a second, the queen used %.2f cores", oldest, worst, cores)
+	}
+	if got := len(q.serving()); got != workers {
+		t.Errorf("%d of %d workers serve", got, workers)
 	}
 }
 
