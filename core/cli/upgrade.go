@@ -158,13 +158,11 @@ func (a *app) upgradeHost(ctx context.Context, s *story, host, binary string, r 
 		return err
 	}
 	plan.Answers = func(ctx context.Context, there remote.Installed) error {
-		if _, err := reachHive(ctx, there.Agent, key); err != nil {
+		run, err := reachHive(ctx, there.Agent, key)
+		if err != nil || there.PID == was {
 			return err
 		}
-		if there.PID == was {
-			return nil
-		}
-		return watch.heard(ctx, s, there.NodeID, before)
+		return watch.heard(ctx, s, there.NodeID, before, run)
 	}
 	s.step("hive   ")
 	done, err := c.Upgrade(ctx, m, plan)
@@ -263,8 +261,8 @@ func (w hiveWatch) look(ctx context.Context, id string) (v queenView, err error)
 	return v, nil
 }
 
-// heard waits until the queen has had a beat of another run of the hive than the one that there was.
-func (w hiveWatch) heard(ctx context.Context, s *story, id string, before queenView) error {
+// heard waits until the queen, where it knew the hive before, has had a beat of its run that was started.
+func (w hiveWatch) heard(ctx context.Context, s *story, id string, before queenView, run int64) error {
 	if before.hive.ID == "" {
 		return nil
 	}
@@ -275,7 +273,7 @@ func (w hiveWatch) heard(ctx context.Context, s *story, id string, before queenV
 			return err
 		}
 		up := now.hive.Liveness == contract.LivenessAlive || now.hive.Liveness == contract.LivenessSuspect
-		if up && now.hive.Incarnation != before.hive.Incarnation {
+		if up && now.hive.Incarnation == run {
 			return nil
 		}
 		if time.Now().After(deadline) {
