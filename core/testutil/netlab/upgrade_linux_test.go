@@ -5,12 +5,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -167,7 +169,9 @@ func (l *lab) load(from *agent, queens ...*agent) *load {
 				return
 			}
 			said = append(said, fmt.Sprintf("%s h%d: %d %v %s", time.Now().Format("15:04:05.000"), q.n, status, err, body))
-			refused := err != nil && strings.Contains(err.Error(), "connection refused")
+			// A listener that is closed resets what it has not accepted yet: refused as well, before anything was sent.
+			op, ok := errors.AsType[*net.OpError](err)
+			refused := ok && op.Op == "dial" && (errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET))
 			if !refused && !(status == http.StatusServiceUnavailable && strings.Contains(body, `"draining"`)) {
 				break
 			}
